@@ -1,0 +1,167 @@
+# Targets
+#   all          everything below it (the default)
+#   module       build/ngx_http_capture_module.so
+#   sidecar      build/capture-sidecar
+#   tools        build/capturectl, build/mock-broker (for script/demo)
+#   unit         the C unit tests, build/unit/test_*
+#   check        builds and runs the unit tests
+#   asan         all of it with ASan and UBSan in build/asan/, the module for the
+#                NGINX of `script/bootstrap --test`; asan-check runs its units
+#   install      into $(DESTDIR)$(prefix), the module into $(moduledir)
+#   clean        removes what make built; distclean all of build/
+#   help         prints this
+#
+# Variables
+#   NGINX_SRC=DIR    an NGINX source tree instead of the installed headers; if it
+#                    was configured, the module is built with the same options
+#   NGINX_CONFIGURE  configure options for a tree that was not
+#   BUILD=DIR        another build directory
+#   SAN=LIST         gcc's -fsanitize list
+#   V=1              shows the commands
+#   CC, CFLAGS, CPPFLAGS, LDFLAGS, DESTDIR, prefix, moduledir: as usual
+#
+# Run script/bootstrap once before: it installs the Debian packages and builds
+# librdkafka where the distribution's is too old.
+
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+TOP := $(CURDIR)
+BUILD ?= build
+prefix ?= /usr/local
+moduledir ?= $(prefix)/lib/nginx/modules
+
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+ifdef SAN
+CFLAGS ?= -O1 -g
+else
+CFLAGS ?= -O2 -g -fstack-protector-strong
+CPPFLAGS ?= -D_FORTIFY_SOURCE=2
+endif
+LDFLAGS ?= -Wl,-z,relro -Wl,-z,now
+
+# The part that a packager's CFLAGS and LDFLAGS must not replace.
+SANITIZE := $(if $(SAN),-fsanitize=$(SAN))
+WARN := -Wall -Wextra -Werror -Wformat -Werror=format-security
+COMPILE = $(CC) -std=gnu11 $(WARN) -fno-omit-frame-pointer -fPIE -pthread \
+    $(SANITIZE) $(CFLAGS) $(CPPFLAGS) -I. $(RDKAFKA_CFLAGS)
+LINK = $(CC) -pie $(SANITIZE) $(CFLAGS) $(LDFLAGS)
+
+# $(call say,WHAT)COMMAND: WHAT instead of the command itself, unless V=1
+say = $(if $(V),,@echo "  $(1)  $@";)
+
+-include build/deps/librdkafka.mk
+
+WIRE := $(wildcard wire/*.c) $(wildcard proto/*.c)
+STAGES := $(filter-out sidecar/main.c,$(wildcard sidecar/*.c))
+TOOLS := $(filter-out tools/capture-proxy% tools/mock-broker.c,$(wildcard tools/*.c))
+UNITS := $(patsubst t/unit/%.c,$(BUILD)/unit/%,$(wildcard t/unit/test_*.c))
+
+OBJ := $(BUILD)/obj
+objects = $(patsubst %.c,$(OBJ)/%.o,$(1))
+
+LIBS := $(RDKAFKA_LIBS) -lmicrohttpd -lssl -lcrypto -lm -lpthread
+
+.PHONY: all module sidecar tools unit check asan asan-check install clean \
+    distclean help capture-proxy
+all: module sidecar tools
+sidecar: $(BUILD)/capture-sidecar
+tools: $(BUILD)/capturectl $(BUILD)/mock-broker
+unit: $(UNITS) $(BUILD)/unit/kafka-probe
+
+
+# sidecar, tools, unit tests
+
+# An archive, so that a program takes only what it uses, and a unit test can put
+# its own in the place of a stage's neighbour.
+$(BUILD)/libcapture.a: $(call objects,$(WIRE) $(STAGES)) $(OBJ)/sources
+	@rm -f $@
+	$(call say,AR  )$(AR) rcs $@ $(filter %.o,$^)
+
+$(BUILD)/capture-sidecar: $(call objects,sidecar/main.c) $(BUILD)/libcapture.a
+	$(call say,LINK)$(LINK) -o $@ $^ $(LIBS)
+
+$(BUILD)/capturectl: $(call objects,$(TOOLS)) $(BUILD)/libcapture.a
+	$(call say,LINK)$(LINK) -o $@ $^ $(LIBS)
+
+# For script/demo; nothing of ours is in it, and it is not installed.
+$(BUILD)/mock-broker: $(call objects,tools/mock-broker.c)
+	$(call say,LINK)$(LINK) -o $@ $^ $(LIBS)
+
+$(UNITS): $(BUILD)/unit/%: $(OBJ)/t/unit/%.o $(BUILD)/libcapture.a
+	@mkdir -p $(@D)
+	$(call say,LINK)$(LINK) -o $@ $^ \
+	    $$(pkg-config --libs check) $(LIBS)
+
+# Drives sidecar/kafka.c alone: t/sidecar/test_kafka.py
+$(BUILD)/unit/kafka-probe: $(call objects,t/tools/kafka_probe.c) $(BUILD)/libcapture.a
+	@mkdir -p $(@D)
+	$(call say,LINK)$(LINK) -o $@ $^ $(LIBS)
+
+$(OBJ)/%.o: %.c $(OBJ)/recipe
+	@mkdir -p $(@D)
+	$(call say,CC  )$(COMPILE) -MMD -MP -c -o $@ $<
+
+# Files that change when what they hold does: the flags, by which all is built
+# again, and the set of sources, without which a deleted one would stay linked.
+RECIPE = $(RDKAFKA_VERSION) $(COMPILE) $(LINK)
+$(OBJ)/recipe: FORCE
+	@[ -n '$(RDKAFKA_LIBS)' ] \
+	    || { echo 'no librdkafka: run script/bootstrap first' >&2; exit 1; }
+	@mkdir -p $(@D)
+	@echo '$(RECIPE)' | cmp -s - $@ || echo '$(RECIPE)' >$@
+$(OBJ)/sources: FORCE
+	@mkdir -p $(@D)
+	@echo '$(WIRE) $(STAGES)' | cmp -s - $@ || echo '$(WIRE) $(STAGES)' >$@
+.PHONY: FORCE
+
+-include $(patsubst %.o,%.d,$(call objects,$(WIRE) $(STAGES) $(TOOLS) \
+    sidecar/main.c tools/mock-broker.c $(wildcard t/unit/*.c) $(wildcard t/tools/*.c)))
+
+check: unit
+	@failed=; for t in $(UNITS); do timeout 300 $$t || failed="$$failed $$t"; \
+	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
+
+
+# module
+
+# script/build-module runs NGINX's own configure when it must, then its Makefile.
+module:
+	+@V='$(V)' CC='$(CC)' NGINX_SRC='$(NGINX_SRC)' \
+	CFLAGS='-fno-omit-frame-pointer $(SANITIZE) $(CFLAGS) $(CPPFLAGS)' \
+	LDFLAGS='$(SANITIZE) $(LDFLAGS)' NGINX_CONFIGURE='$(NGINX_CONFIGURE)' MAKE='$(MAKE)' \
+	script/build-module $(BUILD)
+
+
+# the rest
+
+ASAN := BUILD=build/asan SAN=address,undefined NGINX_SRC=build/nginx-asan
+asan:
+	+$(MAKE) $(ASAN) all unit
+asan-check:
+	+$(MAKE) $(ASAN) check
+
+install: all
+	install -D -m 755 $(BUILD)/capture-sidecar \
+	    $(DESTDIR)$(prefix)/bin/capture-sidecar
+	install -D -m 755 $(BUILD)/capturectl $(DESTDIR)$(prefix)/bin/capturectl
+	install -D -m 644 $(BUILD)/ngx_http_capture_module.so \
+	    $(DESTDIR)$(moduledir)/ngx_http_capture_module.so
+
+capture-proxy:
+	@echo "capture-proxy (the launcher with the Java proxy's flags) is" \
+	    "not built yet" >&2; exit 1
+
+clean:
+	rm -rf $(BUILD)/obj $(BUILD)/unit $(BUILD)/asan $(BUILD)/clang $(BUILD)/module \
+	    $(BUILD)/libcapture.a $(BUILD)/capture-sidecar $(BUILD)/capturectl \
+	    $(BUILD)/mock-broker $(BUILD)/ngx_http_capture_module.so
+
+distclean:
+	rm -rf build
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile

@@ -1,0 +1,121 @@
+"""What takes the captured bytes: a reader that keeps nothing, or the sidecar
+with one of its outputs."""
+
+import json
+import os
+import subprocess
+
+from rig.process import BUILD, TOP, Process
+from rig.status import wait_until
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SIDECAR = os.path.join(BUILD, "capture-sidecar")
+PYTHON = os.path.join(TOP, "build", "venv", "bin", "python")
+TOPIC = "bench"
+
+
+def build_drain():
+    """Compiles drain.c where it is not built or old; the program's path."""
+    program = os.path.join(BUILD, "bench-drain")
+    sources = [os.path.join(TOP, s) for s in
+               ("bench/drain.c", "sidecar/pool.c", "sidecar/log.c",
+                "wire/layout.c", "wire/counters.c")]
+    subprocess.run(
+        ["cc", "-std=gnu11", "-D_GNU_SOURCE=", "-O2", "-g", "-I", TOP,
+         "-o", program] + sources, check=True, timeout=60)
+    return program
+
+
+class Drain:
+    """drain.c on a socket."""
+
+    name = "a reader that keeps nothing"
+
+    def __init__(self, directory, prefix=()):
+        self.socket = os.path.join(directory, "d")
+        self.log = os.path.join(directory, "drain.log")
+        self.argv = list(prefix) + [build_drain(), self.socket]
+        self.process = None
+
+    def start(self):
+        self.process = Process(self.argv, self.log)
+        wait_until(lambda: os.path.exists(self.socket), 10, "the drain's socket",
+                   self.process.dead)
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def stop(self):
+        if self.process and self.process.running():
+            self.process.stop()
+
+
+class Broker:
+    """A Kafka broker of t/rig, in a process of its own: it needs the tests'
+    Python environment, and must end when we do."""
+
+    def __init__(self, directory, prefix=()):
+        if not os.path.exists(PYTHON):
+            raise RuntimeError("no broker: run script/bootstrap --test")
+        with open(os.path.join(directory, "broker.log"), "ab") as log:
+            self.child = subprocess.Popen(
+                list(prefix) + [PYTHON, os.path.join(HERE, "broker.py"),
+                                os.path.join(directory, "kafka"), TOPIC],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                text=True)
+        line = self.child.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the broker did not start: {log.name}")
+        self.bootstrap, self.pid = json.loads(line)
+
+    def stop(self):
+        self.child.stdin.close()
+        try:
+            self.child.wait(60)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+
+
+class Sidecar:
+    """capture-sidecar; kind is "mock" (librdkafka's mock cluster, which lives
+    in the sidecar and costs it time), "kafka" (a broker started here) or
+    HOST:PORT (a broker that is there)."""
+
+    def __init__(self, directory, kind, placement):
+        self.broker = None
+        self.socket = os.path.join(directory, "s")
+        self.log = os.path.join(directory, "sidecar.log")
+        if kind == "kafka":
+            self.broker = Broker(directory, placement.prefix("broker"))
+            kafka = f"kafka.bootstrap.servers = {self.broker.bootstrap}\n"
+            self.name = "the sidecar to Apache Kafka, one broker, 4 partitions"
+        elif kind == "mock":
+            kafka = ("kafka.bootstrap.servers = 127.0.0.1:9\n"
+                     "kafka.test.mock.num.brokers = 1\n")
+            self.name = ("the sidecar to librdkafka's mock cluster, which "
+                         "runs in the sidecar and is in its CPU time")
+        else:
+            kafka = f"kafka.bootstrap.servers = {kind}\n"
+            self.name = f"the sidecar to the Kafka at {kind}"
+        conf = os.path.join(directory, "sidecar.conf")
+        with open(conf, "w") as f:
+            f.write(f"listen = unix:{self.socket}\ntopic = {TOPIC}\n{kafka}")
+        self.argv = placement.prefix("sidecar") + [SIDECAR, "-c", conf]
+        self.process = None
+
+    def start(self):
+        self.process = Process(self.argv, self.log)
+        self.process.wait_for_log("ready", 30)
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def stop(self):
+        try:
+            if self.process and self.process.running():
+                self.process.stop(timeout=30)
+        finally:
+            if self.broker:
+                self.broker.stop()

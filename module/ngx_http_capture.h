@@ -1,0 +1,320 @@
+
+/*
+ * The worker's side of capture: types and functions of module/.
+ *
+ * The way of an exchange through these files:
+ *
+ *   request.c     head snapshot, decision, body
+ *   response.c    head as NGINX would send it, body
+ *   exchange.c    both as frames: READ EOM WRITE END, DROP, ABANDON
+ *   connection.c  connectionIds: slots, timestamps, CLOSE
+ *   pool.c        frames into blocks of shared memory; publishing
+ *   link.c        the Unix socket to the sidecar
+ *   status.c      counters of all workers; capture_status
+ *
+ * Only the main request of a client is an exchange; everything here is one
+ * worker's, without locks.
+ */
+
+
+#ifndef _NGX_HTTP_CAPTURE_H_INCLUDED_
+#define _NGX_HTTP_CAPTURE_H_INCLUDED_
+
+
+#include <ngx_config.h>
+#include <ngx_core.h>
+#include <ngx_http.h>
+
+#include "wire/counters.h"
+#include "wire/frame.h"
+#include "wire/hello.h"
+#include "wire/layout.h"
+
+
+#define NGX_HTTP_CAPTURE_VERSION   "0.1.0"
+
+#define NGX_HTTP_CAPTURE_NO_SLOT   0xffffffff
+
+/* values of capture_include */
+#define NGX_HTTP_CAPTURE_INCLUDE_OFF            0x0001
+#define NGX_HTTP_CAPTURE_INCLUDE_UNREPLAYABLE   0x0002
+
+
+typedef struct ngx_http_capture_conn_s  ngx_http_capture_conn_t;
+
+
+typedef struct {
+    ngx_str_t                  sidecar;   /* path of the socket */
+    size_t                     buffer;    /* bytes of a worker's pool */
+    ngx_shm_zone_t            *zone;
+    ngx_uint_t                 used;      /* some location may capture */
+} ngx_http_capture_main_conf_t;
+
+
+typedef struct {
+    ngx_uint_t                 used;      /* some location of it may capture */
+} ngx_http_capture_srv_conf_t;
+
+
+typedef struct {
+    ngx_flag_t                 enable;
+    ngx_http_complex_value_t  *variable;  /* decides where enable is on */
+    ngx_array_t               *bypass;
+    ngx_uint_t                 include;
+} ngx_http_capture_loc_conf_t;
+
+
+/*
+ * A worker's memory, shared with the sidecar that it is linked to.  What is
+ * here, and not in the shared header, is never read back from it: the other
+ * side can write there.
+ */
+
+typedef struct {
+    u_char                    *base;
+    cap_geometry               geo;
+    int                        fd;         /* memfd */
+    int                        doorbell;   /* eventfd */
+
+    cap_block                 *block;      /* in work; NULL: none */
+    uint32_t                   block_index;
+    u_char                    *pos;        /* where the next frame begins */
+    u_char                    *end;
+    u_char                    *published;
+    cap_frame                 *last;       /* not yet published, or NULL */
+    u_char                    *last_end;   /* of its payload */
+    uint32_t                   last_slot;
+    uint32_t                   last_type;
+
+    uint32_t                  *free;       /* stack: last returned first */
+    uint32_t                   nfree;
+    uint32_t                  *free_slots;
+    uint32_t                   nfree_slots;
+    uint32_t                   ring_tail;
+    uint32_t                   return_head;
+
+    uint32_t                  *block_gen;  /* odd: lent to the ring */
+    uint32_t                  *slot_gen;   /* odd: taken */
+    ngx_http_capture_conn_t  **slot_conn;
+
+    uint64_t                   seq;        /* of the last frame */
+    uint64_t                   ids;        /* connectionIds made */
+    size_t                     reserved;   /* bytes for ends to come */
+    uint64_t                   epoch;      /* which pool of this process */
+    int64_t                    now;        /* of this turn; 0: not read */
+    u_char                     node_id[CAP_NODE_ID_SIZE];
+    u_char                     prefix[33]; /* of connectionIds */
+
+    ngx_event_t                publish;    /* at the turn's end; link.c */
+    unsigned                   dirty:1;    /* written since published */
+    unsigned                   broken:1;   /* the sidecar broke the rules */
+} ngx_http_capture_pool_t;
+
+
+/* Hangs on a client connection's pool. */
+
+struct ngx_http_capture_conn_s {
+    uint32_t                   slot;
+    uint32_t                   generation;
+    uint64_t                   epoch;
+    int64_t                    last_ts;
+    unsigned                   open:1;     /* in an exchange */
+};
+
+
+typedef enum {
+    ngx_http_capture_fresh = 0,    /* nothing decided */
+    ngx_http_capture_ignored,      /* capture is off here: not counted */
+    ngx_http_capture_open,         /* begun in the pool */
+    ngx_http_capture_ended,        /* its END is written */
+    ngx_http_capture_dropped,      /* requestDropped; reason says why */
+    ngx_http_capture_filtered,     /* never begun; reason says why */
+    ngx_http_capture_lost          /* reason says why */
+} ngx_http_capture_state_e;
+
+
+/* One of each main request that a location may capture. */
+
+typedef struct {
+    ngx_http_request_t        *request;
+    ngx_http_capture_conn_t   *conn;
+
+    u_char                    *head;       /* as the client sent it */
+    size_t                     head_len;
+    cap_eom                    eom;
+    int64_t                    arrived;
+
+    uint64_t                   epoch;
+    cap_frame                  frame;      /* the next; slot: ctx's own */
+    uint64_t                   end_seq;
+
+    unsigned                   state:4;    /* ngx_http_capture_state_e */
+    unsigned                   reason:8;   /* cap_reason */
+    unsigned                   has_body:1;
+    unsigned                   chunked:1;          /* the request's body */
+    unsigned                   upgrade:1;  /* endOfMessage waits for a head */
+    unsigned                   request_done:1;     /* all bytes written */
+    unsigned                   eom_sent:1;
+    unsigned                   response_begun:1;
+    unsigned                   response_chunked:1;
+} ngx_http_capture_ctx_t;
+
+
+/* A worker's state; lives as long as the process. */
+
+typedef struct {
+    ngx_http_capture_pool_t   *pool;       /* linked, or NULL */
+    ngx_http_capture_pool_t   *offered;    /* in the handshake, or NULL */
+    ngx_connection_t          *connection; /* to the sidecar, or NULL */
+    ngx_event_t                timer;      /* reconnect, or handshake */
+    ngx_msec_t                 backoff;
+    uint64_t                   epoch;
+    ngx_uint_t                 complained; /* once a row of failures */
+
+    ngx_str_t                  path;
+    size_t                     buffer;
+    ngx_uint_t                 nslots;
+    ngx_log_t                 *log;
+
+    /* without a pool, and of pools that have gone */
+    uint64_t                   seen;
+    uint64_t                   captured;
+    uint64_t                   truncated;
+    uint64_t                   reason[CAP_REASON_CELLS];
+} ngx_http_capture_worker_t;
+
+
+/* cells of the shared header that this worker alone writes */
+
+#define ngx_http_capture_add(cell, n)                                         \
+    atomic_store_explicit(cell,                                               \
+                          atomic_load_explicit(cell, memory_order_relaxed)    \
+                          + (n), memory_order_relaxed)
+
+
+extern ngx_module_t                ngx_http_capture_module;
+extern ngx_http_capture_worker_t  *ngx_http_capture_worker;
+
+
+/* request.c */
+
+ngx_int_t ngx_http_capture_post_read_handler(ngx_http_request_t *r);
+ngx_int_t ngx_http_capture_precontent_handler(ngx_http_request_t *r);
+ngx_int_t ngx_http_capture_body_in(ngx_http_request_t *r, ngx_chain_t *in);
+ngx_http_capture_ctx_t *ngx_http_capture_find_ctx(ngx_http_request_t *r);
+ngx_http_capture_ctx_t *ngx_http_capture_create_ctx(ngx_http_request_t *r);
+void ngx_http_capture_decide(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx);
+void ngx_http_capture_decide_refused(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_uint_t reason);
+
+/* exchange.c: frames of one exchange; state says whether they were written */
+
+void ngx_http_capture_begin(ngx_http_capture_ctx_t *ctx);
+void ngx_http_capture_data(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
+    u_char *data, size_t len);
+void ngx_http_capture_chain(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
+    ngx_chain_t *in, ngx_uint_t chunked);
+void ngx_http_capture_eom(ngx_http_capture_ctx_t *ctx);
+void ngx_http_capture_finish(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
+    ngx_uint_t code);
+ngx_uint_t ngx_http_capture_acked(ngx_http_capture_ctx_t *ctx);
+
+/* response.c */
+
+ngx_int_t ngx_http_capture_head_out(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_http_output_header_filter_pt next);
+void ngx_http_capture_body_out(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_chain_t *in);
+
+/* connection.c */
+
+ngx_http_capture_conn_t *ngx_http_capture_get_conn(ngx_http_request_t *r);
+ngx_int_t ngx_http_capture_conn_begin(ngx_http_capture_pool_t *pool,
+    ngx_http_capture_conn_t *conn, size_t head_len);
+void ngx_http_capture_conn_end(ngx_http_capture_pool_t *pool,
+    ngx_http_capture_conn_t *conn);
+void ngx_http_capture_conn_leave(ngx_http_capture_pool_t *pool,
+    ngx_http_capture_conn_t *conn);
+
+/* pool.c */
+
+ngx_http_capture_pool_t *ngx_http_capture_pool_create(
+    ngx_http_capture_worker_t *w);
+void ngx_http_capture_pool_destroy(ngx_http_capture_pool_t *pool);
+ngx_int_t ngx_http_capture_pool_room(ngx_http_capture_pool_t *pool,
+    size_t keep, size_t bytes);
+ngx_int_t ngx_http_capture_pool_data(ngx_http_capture_pool_t *pool,
+    cap_frame *f, u_char *data, size_t len);
+ngx_int_t ngx_http_capture_pool_control(ngx_http_capture_pool_t *pool,
+    cap_frame *f, void *payload);
+uint32_t ngx_http_capture_pool_take_slot(ngx_http_capture_pool_t *pool,
+    ngx_http_capture_conn_t *conn);
+void ngx_http_capture_pool_collect(ngx_http_capture_pool_t *pool);
+void ngx_http_capture_pool_publish(ngx_http_capture_pool_t *pool);
+int64_t ngx_http_capture_pool_clock(ngx_http_capture_pool_t *pool);
+
+/* link.c */
+
+ngx_int_t ngx_http_capture_link_init(ngx_cycle_t *cycle);
+void ngx_http_capture_link_exit(ngx_cycle_t *cycle);
+
+/* status.c */
+
+ngx_int_t ngx_http_capture_status_zone(ngx_conf_t *cf,
+    ngx_http_capture_main_conf_t *cmcf);
+ngx_int_t ngx_http_capture_status_handler(ngx_http_request_t *r);
+void ngx_http_capture_status_init(ngx_cycle_t *cycle);
+void ngx_http_capture_status_exit(ngx_cycle_t *cycle);
+void ngx_http_capture_count(ngx_uint_t reason);
+void ngx_http_capture_count_seen(void);
+
+
+/*
+ * The request's context, also after an internal redirect, which wipes module
+ * contexts but not the pool's cleanups.  NULL: no phase has run for it.
+ */
+
+static ngx_inline ngx_http_capture_ctx_t *
+ngx_http_capture_get_ctx(ngx_http_request_t *r)
+{
+    ngx_http_capture_ctx_t  *ctx;
+
+    ctx = ngx_http_get_module_ctx(r, ngx_http_capture_module);
+
+    if (ctx == NULL && (r->internal || r->filter_finalize)) {
+        ctx = ngx_http_capture_find_ctx(r);
+    }
+
+    return ctx;
+}
+
+
+/* CLOCK_REALTIME in ns, read once a turn; nginx's own time is too coarse. */
+
+static ngx_inline int64_t
+ngx_http_capture_pool_now(ngx_http_capture_pool_t *pool)
+{
+    return pool->now ? pool->now : ngx_http_capture_pool_clock(pool);
+}
+
+
+/* The clock can step back; a connection's observations must not. */
+
+static ngx_inline int64_t
+ngx_http_capture_conn_time(ngx_http_capture_pool_t *pool,
+    ngx_http_capture_conn_t *conn)
+{
+    int64_t  now;
+
+    now = ngx_http_capture_pool_now(pool);
+
+    if (now > conn->last_ts) {
+        conn->last_ts = now;
+    }
+
+    return conn->last_ts;
+}
+
+
+#endif /* _NGX_HTTP_CAPTURE_H_INCLUDED_ */

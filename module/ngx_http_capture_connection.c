@@ -1,0 +1,169 @@
+
+/*
+ * Client connections and their connectionIds.
+ *
+ * A connectionId (a slot of the pool) is taken at a connection's first
+ * captured request, and another one after a loss, a cut, or a new link: one
+ * that was abandoned is never used again.  Its close is written when the
+ * connection's pool goes.
+ */
+
+
+#include "ngx_http_capture.h"
+
+
+/* room for the frames that must always find some */
+
+#define NGX_HTTP_CAPTURE_KEEP_CONN      CAP_FRAME_SPACE(0)
+#define NGX_HTTP_CAPTURE_KEEP_EXCHANGE                                        \
+    (CAP_FRAME_SPACE(sizeof(cap_eom)) + CAP_FRAME_SPACE(0))
+
+
+static void ngx_http_capture_conn_cleanup(void *data);
+
+
+/*
+ * The state of r's client connection, made at its first use.  It hangs on
+ * the connection's pool: pointers and numbers of connections are recycled.
+ */
+
+ngx_http_capture_conn_t *
+ngx_http_capture_get_conn(ngx_http_request_t *r)
+{
+    ngx_pool_cleanup_t       *cln;
+    ngx_http_capture_conn_t  *conn;
+
+    for (cln = r->connection->pool->cleanup; cln; cln = cln->next) {
+        if (cln->handler == ngx_http_capture_conn_cleanup) {
+            return cln->data;
+        }
+    }
+
+    cln = ngx_pool_cleanup_add(r->connection->pool,
+                               sizeof(ngx_http_capture_conn_t));
+    if (cln == NULL) {
+        return NULL;
+    }
+
+    conn = cln->data;
+    ngx_memzero(conn, sizeof(ngx_http_capture_conn_t));
+    conn->slot = NGX_HTTP_CAPTURE_NO_SLOT;
+
+    cln->handler = ngx_http_capture_conn_cleanup;
+
+    return conn;
+}
+
+
+/*
+ * Makes room for an exchange: a slot, what its end will need, and the head.
+ * Returns 0, or the reason (lost) why it cannot begin.
+ */
+
+ngx_int_t
+ngx_http_capture_conn_begin(ngx_http_capture_pool_t *pool,
+    ngx_http_capture_conn_t *conn, size_t head_len)
+{
+    size_t  keep;
+
+    if (conn->epoch != pool->epoch) {
+        conn->epoch = pool->epoch;
+        conn->slot = NGX_HTTP_CAPTURE_NO_SLOT;
+        conn->open = 0;
+    }
+
+    if (conn->open) {
+        return CAP_INTERNAL;
+    }
+
+    /* what was returned may tell that the sidecar gave up our slot */
+
+    ngx_http_capture_pool_collect(pool);
+
+    keep = NGX_HTTP_CAPTURE_KEEP_EXCHANGE;
+
+    if (conn->slot == NGX_HTTP_CAPTURE_NO_SLOT) {
+        keep += NGX_HTTP_CAPTURE_KEEP_CONN;
+    }
+
+    if (ngx_http_capture_pool_room(pool, keep, head_len) != NGX_OK) {
+        return CAP_POOL_FULL;
+    }
+
+    if (conn->slot == NGX_HTTP_CAPTURE_NO_SLOT) {
+        conn->slot = ngx_http_capture_pool_take_slot(pool, conn);
+
+        if (conn->slot == NGX_HTTP_CAPTURE_NO_SLOT) {
+            return CAP_NO_SLOT;
+        }
+
+        conn->generation = pool->slot_gen[conn->slot];
+    }
+
+    conn->open = 1;
+    pool->reserved += keep;
+
+    return CAP_NONE;
+}
+
+
+/* The exchange is over; the connectionId goes on. */
+
+void
+ngx_http_capture_conn_end(ngx_http_capture_pool_t *pool,
+    ngx_http_capture_conn_t *conn)
+{
+    if (conn->open) {
+        conn->open = 0;
+        pool->reserved -= NGX_HTTP_CAPTURE_KEEP_EXCHANGE;
+    }
+}
+
+
+/*
+ * The connectionId is over: its last frame is written, or the sidecar took
+ * it back.  The next exchange takes another.
+ */
+
+void
+ngx_http_capture_conn_leave(ngx_http_capture_pool_t *pool,
+    ngx_http_capture_conn_t *conn)
+{
+    ngx_http_capture_conn_end(pool, conn);
+
+    if (conn->slot != NGX_HTTP_CAPTURE_NO_SLOT) {
+        pool->slot_conn[conn->slot] = NULL;
+        pool->reserved -= NGX_HTTP_CAPTURE_KEEP_CONN;
+        conn->slot = NGX_HTTP_CAPTURE_NO_SLOT;
+    }
+}
+
+
+static void
+ngx_http_capture_conn_cleanup(void *data)
+{
+    ngx_http_capture_conn_t *conn = data;
+
+    cap_frame                 f;
+    ngx_http_capture_pool_t  *pool;
+
+    pool = ngx_http_capture_worker ? ngx_http_capture_worker->pool : NULL;
+
+    if (pool == NULL || conn->epoch != pool->epoch
+        || conn->slot == NGX_HTTP_CAPTURE_NO_SLOT)
+    {
+        return;
+    }
+
+    ngx_memzero(&f, sizeof(cap_frame));
+
+    f.type = conn->open ? CAP_FRAME_ABANDON : CAP_FRAME_CLOSE;
+    f.code = conn->open ? CAP_INTERNAL : 0;
+    f.slot = conn->slot;
+    f.slot_generation = conn->generation;
+    f.ts_ns = ngx_http_capture_conn_time(pool, conn);
+
+    ngx_http_capture_conn_leave(pool, conn);
+
+    (void) ngx_http_capture_pool_control(pool, &f, NULL);
+}

@@ -1,0 +1,336 @@
+
+/*
+ * One exchange as frames.
+ *
+ * The grammar is wire/frame.h's; ctx->state says where in it an exchange is.
+ * When its frames cannot be written (no room, the link or the connectionId
+ * has gone) it ends here as lost, with the reason, and NGINX goes on.
+ */
+
+
+#include "ngx_http_capture.h"
+
+
+static ngx_http_capture_pool_t *ngx_http_capture_exchange_pool(
+    ngx_http_capture_ctx_t *ctx);
+static cap_frame *ngx_http_capture_frame(ngx_http_capture_pool_t *pool,
+    ngx_http_capture_ctx_t *ctx, ngx_uint_t type);
+static void ngx_http_capture_exchange_lost(ngx_http_capture_ctx_t *ctx,
+    ngx_uint_t reason);
+static void ngx_http_capture_chunk_size(ngx_http_capture_ctx_t *ctx,
+    ngx_uint_t type, uint64_t size);
+
+
+/*
+ * Begins in the pool with the head; afterwards ctx->state is open, or lost.
+ */
+
+void
+ngx_http_capture_begin(ngx_http_capture_ctx_t *ctx)
+{
+    cap_frame                *f;
+    cap_header               *h;
+    ngx_int_t                 reason;
+    ngx_http_capture_conn_t  *conn;
+    ngx_http_capture_pool_t  *pool;
+
+    pool = ngx_http_capture_worker->pool;
+
+    if (pool == NULL) {
+        ngx_http_capture_exchange_lost(ctx, CAP_UNLINKED);
+        return;
+    }
+
+    conn = ngx_http_capture_get_conn(ctx->request);
+
+    reason = conn ? ngx_http_capture_conn_begin(pool, conn, ctx->head_len)
+                  : CAP_INTERNAL;
+
+    if (reason != CAP_NONE) {
+        ngx_http_capture_exchange_lost(ctx, reason);
+        return;
+    }
+
+    ctx->conn = conn;
+    ctx->epoch = pool->epoch;
+    ctx->frame.slot = conn->slot;
+    ctx->frame.slot_generation = conn->generation;
+    ctx->state = ngx_http_capture_open;
+
+    h = (cap_header *) pool->base;
+    ngx_http_capture_add(&h->worker.handed, 1);
+
+    if (ctx->arrived > conn->last_ts) {
+        conn->last_ts = ctx->arrived;
+    }
+
+    f = ngx_http_capture_frame(pool, ctx, CAP_FRAME_READ);
+    f->flags = CAP_FRAME_BEGIN;
+    f->ts_ns = conn->last_ts;
+
+    if (ngx_http_capture_pool_data(pool, f, ctx->head, ctx->head_len)
+        != NGX_OK)
+    {
+        ngx_http_capture_finish(ctx, CAP_FRAME_ABANDON, CAP_POOL_FULL);
+    }
+}
+
+
+void
+ngx_http_capture_data(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
+    u_char *data, size_t len)
+{
+    cap_frame                *f;
+    cap_header               *h;
+    ngx_http_capture_pool_t  *pool;
+
+    pool = ngx_http_capture_exchange_pool(ctx);
+
+    if (pool == NULL || len == 0) {
+        return;
+    }
+
+    f = ngx_http_capture_frame(pool, ctx, type);
+
+    if (ngx_http_capture_pool_data(pool, f, data, len) != NGX_OK) {
+        ngx_http_capture_finish(ctx, CAP_FRAME_ABANDON,
+                                ctx->eom_sent ? CAP_RESPONSE : CAP_POOL_FULL);
+        return;
+    }
+
+    h = (cap_header *) pool->base;
+    ngx_http_capture_add(&h->worker.bytes, len);
+}
+
+
+/*
+ * The memory buffers of a chain, as one chunk where framing is chunked.
+ */
+
+void
+ngx_http_capture_chain(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
+    ngx_chain_t *in, ngx_uint_t chunked)
+{
+    off_t         size;
+    ngx_chain_t  *cl;
+
+    size = 0;
+
+    if (chunked) {
+        for (cl = in; cl; cl = cl->next) {
+            size += ngx_buf_size(cl->buf);
+        }
+
+        if (size == 0) {
+            return;
+        }
+
+        ngx_http_capture_chunk_size(ctx, type, size);
+    }
+
+    for (cl = in; cl; cl = cl->next) {
+
+        if (ngx_buf_in_memory(cl->buf)) {
+            ngx_http_capture_data(ctx, type, cl->buf->pos,
+                                  cl->buf->last - cl->buf->pos);
+
+        } else if (cl->buf->in_file) {
+
+            /* the copy filter was told to read files; something below didn't */
+
+            ngx_http_capture_finish(ctx, CAP_FRAME_ABANDON,
+                                    ctx->eom_sent ? CAP_RESPONSE
+                                                  : CAP_INTERNAL);
+            return;
+        }
+    }
+
+    if (chunked) {
+        ngx_http_capture_data(ctx, type, (u_char *) CRLF, 2);
+    }
+}
+
+
+/* The request is complete, and NGINX is committed to forward it. */
+
+void
+ngx_http_capture_eom(ngx_http_capture_ctx_t *ctx)
+{
+    cap_frame                *f;
+    ngx_http_capture_pool_t  *pool;
+
+    pool = ngx_http_capture_exchange_pool(ctx);
+
+    if (pool == NULL || ctx->eom_sent) {
+        return;
+    }
+
+    f = ngx_http_capture_frame(pool, ctx, CAP_FRAME_EOM);
+    f->size = sizeof(cap_eom);
+
+    if (ngx_http_capture_pool_control(pool, f, &ctx->eom) == NGX_OK) {
+        ctx->eom_sent = 1;
+    }
+}
+
+
+/*
+ * The exchange's last frame: END, DROP (filtered) or ABANDON (lost).  All but
+ * a complete END and a DROP end the connectionId too.
+ */
+
+void
+ngx_http_capture_finish(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
+    ngx_uint_t code)
+{
+    cap_frame                *f;
+    ngx_http_capture_conn_t  *conn;
+    ngx_http_capture_pool_t  *pool;
+
+    pool = ngx_http_capture_exchange_pool(ctx);
+
+    if (pool == NULL) {
+        return;
+    }
+
+    f = ngx_http_capture_frame(pool, ctx, type);
+    f->code = code;
+
+    conn = ctx->conn;
+
+    ngx_http_capture_conn_end(pool, conn);
+
+    if (type == CAP_FRAME_ABANDON
+        || (type == CAP_FRAME_END && code != CAP_END_COMPLETE))
+    {
+        ngx_http_capture_conn_leave(pool, conn);
+    }
+
+    (void) ngx_http_capture_pool_control(pool, f, NULL);
+
+    ctx->end_seq = f->seq;
+
+    switch (type) {
+
+    case CAP_FRAME_END:
+        ctx->state = ngx_http_capture_ended;
+        break;
+
+    case CAP_FRAME_DROP:
+        ctx->state = ngx_http_capture_dropped;
+        ctx->reason = code;
+        break;
+
+    default:
+        ctx->state = ngx_http_capture_lost;
+        ctx->reason = code;
+        break;
+    }
+}
+
+
+/* Whether the sidecar has said that all of an ended exchange is durable. */
+
+ngx_uint_t
+ngx_http_capture_acked(ngx_http_capture_ctx_t *ctx)
+{
+    uint64_t                  acked;
+    cap_slot                 *slot;
+    ngx_http_capture_pool_t  *pool;
+
+    pool = ngx_http_capture_worker->pool;
+
+    if (pool == NULL || ctx->epoch != pool->epoch
+        || pool->slot_gen[ctx->frame.slot] != ctx->frame.slot_generation)
+    {
+        return 0;
+    }
+
+    slot = cap_slot_at(pool->base, &pool->geo, ctx->frame.slot);
+    acked = atomic_load_explicit(&slot->acked_seq, memory_order_acquire);
+
+    return acked >= ctx->end_seq;
+}
+
+
+/* The pool that an open exchange writes to, or NULL: it is no longer open. */
+
+static ngx_http_capture_pool_t *
+ngx_http_capture_exchange_pool(ngx_http_capture_ctx_t *ctx)
+{
+    ngx_http_capture_pool_t  *pool;
+
+    if (ctx->state != ngx_http_capture_open) {
+        return NULL;
+    }
+
+    pool = ngx_http_capture_worker->pool;
+
+    if (pool && ctx->epoch == pool->epoch
+        && ctx->conn->slot == ctx->frame.slot
+        && ctx->conn->generation == ctx->frame.slot_generation)
+    {
+        return pool;
+    }
+
+    /* counted by whoever gave up the link or the connectionId */
+
+    ctx->state = ngx_http_capture_lost;
+    ctx->reason = CAP_LINK_LOST;
+
+    return NULL;
+}
+
+
+static cap_frame *
+ngx_http_capture_frame(ngx_http_capture_pool_t *pool,
+    ngx_http_capture_ctx_t *ctx, ngx_uint_t type)
+{
+    cap_frame  *f;
+
+    f = &ctx->frame;
+
+    f->size = 0;
+    f->type = type;
+    f->flags = 0;
+    f->code = 0;
+    f->ts_ns = ngx_http_capture_conn_time(pool, ctx->conn);
+
+    return f;
+}
+
+
+static void
+ngx_http_capture_exchange_lost(ngx_http_capture_ctx_t *ctx, ngx_uint_t reason)
+{
+    ctx->state = ngx_http_capture_lost;
+    ctx->reason = reason;
+
+    ngx_http_capture_count(reason);
+}
+
+
+static void
+ngx_http_capture_chunk_size(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
+    uint64_t size)
+{
+    static u_char  hex[] = "0123456789abcdef";
+    static u_char  line[sizeof("ffffffffffffffff" CRLF)];
+
+    u_char     *p;
+    ngx_int_t   shift;
+
+    p = line;
+
+    for (shift = 60; shift > 0 && (size >> shift) == 0; shift -= 4) {
+        /* void */
+    }
+
+    for ( /* void */ ; shift >= 0; shift -= 4) {
+        *p++ = hex[(size >> shift) & 0xf];
+    }
+
+    *p++ = CR; *p++ = LF;
+
+    ngx_http_capture_data(ctx, type, line, p - line);
+}

@@ -1,0 +1,486 @@
+
+/*
+ * The link of a worker to the sidecar: handshake, the pool's descriptors,
+ * liveness.
+ *
+ * Nothing here blocks and nothing of NGINX waits for it.  While there is no
+ * link, exchanges are counted as lost(unlinked) and a timer tries again.  A
+ * link that ends takes its pool along: what the sidecar had not reported is
+ * lost(link_lost), and capture goes on with a new pool and new connectionIds.
+ */
+
+
+#include "ngx_http_capture.h"
+
+
+#define NGX_HTTP_CAPTURE_HANDSHAKE_TIME  5000
+#define NGX_HTTP_CAPTURE_BACKOFF_MIN     50
+#define NGX_HTTP_CAPTURE_BACKOFF_MAX     2000
+
+/* share of capture_buffer that connection slots may take */
+#define NGX_HTTP_CAPTURE_SLOT_SHARE      8
+
+
+static void ngx_http_capture_link_connect(ngx_http_capture_worker_t *w);
+static ngx_int_t ngx_http_capture_link_open(ngx_http_capture_worker_t *w);
+static ngx_int_t ngx_http_capture_link_hello(ngx_http_capture_worker_t *w);
+static void ngx_http_capture_link_timer_handler(ngx_event_t *ev);
+static void ngx_http_capture_link_read_handler(ngx_event_t *rev);
+static void ngx_http_capture_link_empty_handler(ngx_event_t *wev);
+static void ngx_http_capture_link_publish_handler(ngx_event_t *ev);
+static ngx_int_t ngx_http_capture_link_answer(ngx_http_capture_worker_t *w,
+    cap_message *m, ssize_t n);
+static void ngx_http_capture_link_drop(ngx_http_capture_worker_t *w);
+static void ngx_http_capture_link_fold(ngx_http_capture_worker_t *w);
+static void ngx_http_capture_link_retry(ngx_http_capture_worker_t *w);
+
+
+ngx_http_capture_worker_t         *ngx_http_capture_worker;
+
+static ngx_http_capture_worker_t   ngx_http_capture_this_worker;
+
+
+ngx_int_t
+ngx_http_capture_link_init(ngx_cycle_t *cycle)
+{
+    size_t                         per_slot;
+    ngx_http_capture_worker_t     *w;
+    ngx_http_capture_main_conf_t  *cmcf;
+
+    if (ngx_process != NGX_PROCESS_WORKER && ngx_process != NGX_PROCESS_SINGLE)
+    {
+        return NGX_OK;
+    }
+
+    cmcf = ngx_http_cycle_get_module_main_conf(cycle, ngx_http_capture_module);
+
+    if (cmcf == NULL || !cmcf->used) {
+        return NGX_OK;
+    }
+
+    w = &ngx_http_capture_this_worker;
+
+    w->path = cmcf->sidecar;
+    w->buffer = cmcf->buffer;
+    w->log = cycle->log;
+    w->backoff = NGX_HTTP_CAPTURE_BACKOFF_MIN;
+
+    /* a connectionId lives on for a while after its connection */
+
+    per_slot = sizeof(cap_slot) + sizeof(cap_intent);
+    w->nslots = ngx_min(2 * cycle->connection_n,
+                        w->buffer / NGX_HTTP_CAPTURE_SLOT_SHARE / per_slot);
+    w->nslots = ngx_min(w->nslots, CAP_MAX_SLOTS);
+
+    w->timer.handler = ngx_http_capture_link_timer_handler;
+    w->timer.data = w;
+    w->timer.log = w->log;
+    w->timer.cancelable = 1;
+
+    ngx_http_capture_worker = w;
+
+    ngx_http_capture_status_init(cycle);
+
+    ngx_http_capture_link_connect(w);
+
+    return NGX_OK;
+}
+
+
+void
+ngx_http_capture_link_exit(ngx_cycle_t *cycle)
+{
+    ngx_http_capture_worker_t  *w;
+
+    w = ngx_http_capture_worker;
+
+    if (w == NULL) {
+        return;
+    }
+
+    if (w->pool) {
+        ngx_http_capture_pool_publish(w->pool);
+    }
+
+    ngx_http_capture_status_exit(cycle);
+
+    ngx_http_capture_worker = NULL;
+
+    if (w->timer.timer_set) {
+        ngx_del_timer(&w->timer);
+    }
+
+    if (w->connection) {
+        ngx_close_connection(w->connection);
+        w->connection = NULL;
+    }
+
+    if (w->offered) {
+        ngx_http_capture_pool_destroy(w->offered);
+        w->offered = NULL;
+    }
+
+    if (w->pool) {
+        ngx_http_capture_pool_destroy(w->pool);
+        w->pool = NULL;
+    }
+}
+
+
+static void
+ngx_http_capture_link_connect(ngx_http_capture_worker_t *w)
+{
+    w->log = ngx_cycle->log;
+
+    if (ngx_http_capture_link_open(w) != NGX_OK
+        || ngx_http_capture_link_hello(w) != NGX_OK)
+    {
+        ngx_http_capture_link_drop(w);
+        return;
+    }
+
+    ngx_add_timer(&w->timer, NGX_HTTP_CAPTURE_HANDSHAKE_TIME);
+}
+
+
+static ngx_int_t
+ngx_http_capture_link_open(ngx_http_capture_worker_t *w)
+{
+    ngx_socket_t         s;
+    ngx_connection_t    *c;
+    struct sockaddr_un   addr;
+
+    s = socket(AF_UNIX, SOCK_SEQPACKET|SOCK_NONBLOCK|SOCK_CLOEXEC, 0);
+
+    if (s == (ngx_socket_t) -1) {
+        ngx_log_error(NGX_LOG_ERR, w->log, ngx_socket_errno,
+                      "socket() for capture_sidecar failed");
+        return NGX_ERROR;
+    }
+
+    ngx_memzero(&addr, sizeof(struct sockaddr_un));
+    addr.sun_family = AF_UNIX;
+    ngx_memcpy(addr.sun_path, w->path.data, w->path.len);
+
+    if (connect(s, (struct sockaddr *) &addr, sizeof(struct sockaddr_un))
+        == -1)
+    {
+        if (!w->complained) {
+            ngx_log_error(NGX_LOG_WARN, w->log, ngx_socket_errno,
+                          "connect() to capture_sidecar unix:%V failed, "
+                          "exchanges are not captured until it is there",
+                          &w->path);
+            w->complained = 1;
+        }
+
+        (void) ngx_close_socket(s);
+        return NGX_DECLINED;
+    }
+
+    c = ngx_get_connection(s, w->log);
+
+    if (c == NULL) {
+        (void) ngx_close_socket(s);
+        return NGX_ERROR;
+    }
+
+    c->data = w;
+    c->read->handler = ngx_http_capture_link_read_handler;
+    c->write->handler = ngx_http_capture_link_empty_handler;
+    c->read->log = w->log;
+    c->write->log = w->log;
+    c->log = w->log;
+
+    w->connection = c;
+
+    return ngx_handle_read_event(c->read, 0);
+}
+
+
+/* A new pool, offered with its doorbell in one message. */
+
+static ngx_int_t
+ngx_http_capture_link_hello(ngx_http_capture_worker_t *w)
+{
+    int                       fds[CAP_FD_COUNT];
+    cap_message               m;
+    struct iovec              iov;
+    struct msghdr             msg;
+    struct cmsghdr           *cmsg;
+    ngx_http_capture_pool_t  *pool;
+
+    union {
+        struct cmsghdr        align;
+        u_char                space[CMSG_SPACE(sizeof(fds))];
+    } control;
+
+    pool = ngx_http_capture_pool_create(w);
+
+    if (pool == NULL) {
+        return NGX_ERROR;
+    }
+
+    pool->publish.handler = ngx_http_capture_link_publish_handler;
+    pool->publish.data = w;
+    pool->publish.log = w->log;
+
+    w->offered = pool;
+
+    ngx_memzero(&m, sizeof(cap_message));
+    m.magic = CAP_HELLO_MAGIC;
+    m.kind = CAP_HELLO;
+    m.version = CAP_WIRE_VERSION;
+    m.pid = ngx_pid;
+
+    iov.iov_base = &m;
+    iov.iov_len = sizeof(cap_message);
+
+    ngx_memzero(&msg, sizeof(struct msghdr));
+    ngx_memzero(&control, sizeof(control));
+    msg.msg_iov = &iov;
+    msg.msg_iovlen = 1;
+    msg.msg_control = control.space;
+    msg.msg_controllen = sizeof(control.space);
+
+    fds[CAP_FD_POOL] = pool->fd;
+    fds[CAP_FD_DOORBELL] = pool->doorbell;
+
+    cmsg = CMSG_FIRSTHDR(&msg);
+    cmsg->cmsg_level = SOL_SOCKET;
+    cmsg->cmsg_type = SCM_RIGHTS;
+    cmsg->cmsg_len = CMSG_LEN(sizeof(fds));
+    ngx_memcpy(CMSG_DATA(cmsg), fds, sizeof(fds));
+
+    if (sendmsg(w->connection->fd, &msg, MSG_NOSIGNAL) == -1) {
+        ngx_log_error(NGX_LOG_WARN, w->log, ngx_socket_errno,
+                      "sendmsg() to capture_sidecar unix:%V failed", &w->path);
+        return NGX_ERROR;
+    }
+
+    return NGX_OK;
+}
+
+
+static void
+ngx_http_capture_link_timer_handler(ngx_event_t *ev)
+{
+    ngx_http_capture_worker_t *w = ev->data;
+
+    if (w->connection == NULL) {
+        ngx_http_capture_link_connect(w);
+        return;
+    }
+
+    ngx_log_error(NGX_LOG_WARN, w->log, NGX_ETIMEDOUT,
+                  "capture_sidecar unix:%V did not answer the handshake",
+                  &w->path);
+
+    ngx_http_capture_link_drop(w);
+}
+
+
+static void
+ngx_http_capture_link_read_handler(ngx_event_t *rev)
+{
+    ssize_t                     n;
+    cap_message                 m;
+    ngx_connection_t           *c;
+    ngx_http_capture_worker_t  *w;
+
+    c = rev->data;
+    w = c->data;
+
+    if (c->close) {
+
+        /* worker_shutdown_timeout: frames of what it closes are to come */
+
+        return;
+    }
+
+    for ( ;; ) {
+        n = recv(c->fd, &m, sizeof(cap_message), 0);
+
+        if (n == -1 && ngx_socket_errno == NGX_EAGAIN) {
+            rev->ready = 0;
+
+            if (ngx_handle_read_event(rev, 0) == NGX_OK) {
+                return;
+            }
+        }
+
+        if (n == -1 && ngx_socket_errno == NGX_EINTR) {
+            continue;
+        }
+
+        if (n <= 0) {
+            ngx_log_error(NGX_LOG_WARN, w->log, n ? ngx_socket_errno : 0,
+                          "capture_sidecar unix:%V closed the link",
+                          &w->path);
+            break;
+        }
+
+        if (ngx_http_capture_link_answer(w, &m, n) != NGX_OK) {
+            break;
+        }
+    }
+
+    ngx_http_capture_link_drop(w);
+}
+
+
+/* A message of the sidecar; NGX_DECLINED ends the link. */
+
+static ngx_int_t
+ngx_http_capture_link_answer(ngx_http_capture_worker_t *w, cap_message *m,
+    ssize_t n)
+{
+    if (n != sizeof(cap_message) || m->magic != CAP_HELLO_MAGIC) {
+        ngx_log_error(NGX_LOG_ERR, w->log, 0,
+                      "what answers on capture_sidecar unix:%V is no "
+                      "capture-sidecar", &w->path);
+        return NGX_DECLINED;
+    }
+
+    if (m->kind == CAP_REFUSE) {
+        m->text[CAP_TEXT_SIZE - 1] = '\0';
+        ngx_log_error(NGX_LOG_ERR, w->log, 0,
+                      "capture_sidecar unix:%V refused the link (%uD): %s",
+                      &w->path, m->code, m->text);
+        w->backoff = NGX_HTTP_CAPTURE_BACKOFF_MAX;
+        return NGX_DECLINED;
+    }
+
+    if (m->kind != CAP_WELCOME || w->offered == NULL) {
+        return NGX_OK;
+    }
+
+    if (m->version != CAP_WIRE_VERSION) {
+        ngx_log_error(NGX_LOG_ERR, w->log, 0,
+                      "capture_sidecar unix:%V speaks version %d of the link, "
+                      "this module %d: upgrade the older one",
+                      &w->path, (int) m->version, (int) CAP_WIRE_VERSION);
+        return NGX_DECLINED;
+    }
+
+    ngx_del_timer(&w->timer);
+
+    w->pool = w->offered;
+    w->offered = NULL;
+    w->backoff = NGX_HTTP_CAPTURE_BACKOFF_MIN;
+    w->complained = 0;
+
+    ngx_log_error(NGX_LOG_NOTICE, w->log, 0,
+                  "capture linked to unix:%V, %uz bytes in %uD blocks, "
+                  "%uD connections", &w->path, (size_t) w->pool->geo.total,
+                  w->pool->geo.nblocks, w->pool->geo.nslots);
+
+    return NGX_OK;
+}
+
+
+static void
+ngx_http_capture_link_empty_handler(ngx_event_t *wev)
+{
+    /* nothing is ever queued for writing */
+}
+
+
+static void
+ngx_http_capture_link_publish_handler(ngx_event_t *ev)
+{
+    ngx_http_capture_worker_t *w = ev->data;
+
+    if (w->pool == NULL) {
+        return;
+    }
+
+    ngx_http_capture_pool_publish(w->pool);
+
+    if (w->pool->broken) {
+        ngx_log_error(NGX_LOG_ERR, w->log, 0,
+                      "capture_sidecar unix:%V broke the link's rules",
+                      &w->path);
+        ngx_http_capture_link_drop(w);
+    }
+}
+
+
+/* Gives up the link, or the attempt, and tries again later. */
+
+static void
+ngx_http_capture_link_drop(ngx_http_capture_worker_t *w)
+{
+    if (w->connection) {
+        ngx_close_connection(w->connection);
+        w->connection = NULL;
+    }
+
+    if (w->offered) {
+        ngx_http_capture_pool_destroy(w->offered);
+        w->offered = NULL;
+    }
+
+    if (w->pool) {
+        ngx_http_capture_link_fold(w);
+        ngx_http_capture_pool_destroy(w->pool);
+        w->pool = NULL;
+    }
+
+    ngx_http_capture_link_retry(w);
+}
+
+
+/*
+ * Keeps the counters of a pool that goes.  What the sidecar has not reported
+ * by now will not be known here.
+ */
+
+static void
+ngx_http_capture_link_fold(ngx_http_capture_worker_t *w)
+{
+    uint64_t     told, handed;
+    ngx_uint_t   i;
+    cap_header  *h;
+
+#define ngx_http_capture_load(cell)                                           \
+    atomic_load_explicit(&h->cell, memory_order_relaxed)
+
+    h = (cap_header *) w->pool->base;
+
+    handed = ngx_http_capture_load(worker.handed);
+    told = ngx_http_capture_load(sidecar.captured);
+
+    w->seen += ngx_http_capture_load(worker.seen);
+    w->captured += told;
+    w->truncated += ngx_http_capture_load(sidecar.truncated);
+
+    for (i = 0; i < CAP_REASON_CELLS; i++) {
+        w->reason[i] += ngx_http_capture_load(worker.reason[i])
+                        + ngx_http_capture_load(sidecar.reason[i]);
+        told += ngx_http_capture_load(sidecar.reason[i]);
+    }
+
+    if (handed > told) {
+        w->reason[CAP_LINK_LOST] += handed - told;
+        ngx_log_error(NGX_LOG_WARN, w->log, 0,
+                      "%uL exchanges were not reported by the sidecar, "
+                      "counted as lost(link_lost)", handed - told);
+    }
+
+#undef ngx_http_capture_load
+}
+
+
+static void
+ngx_http_capture_link_retry(ngx_http_capture_worker_t *w)
+{
+    ngx_msec_t  delay;
+
+    /* workers of many must not come back in step */
+
+    delay = w->backoff + (ngx_msec_t) ngx_random() % w->backoff;
+
+    w->backoff = ngx_min(2 * w->backoff, NGX_HTTP_CAPTURE_BACKOFF_MAX);
+
+    ngx_add_timer(&w->timer, delay);
+}

@@ -1,0 +1,400 @@
+
+/*
+ * The request: its head as the client sent it, whether it is captured, its
+ * body.
+ *
+ * The head is copied before any other handler can change it; the decision
+ * falls later, when nothing but a content handler is left, and sticks.
+ */
+
+
+#include "ngx_http_capture.h"
+
+
+/* what the Traffic Replayer's decoder takes: docs/record-contract.md */
+
+#define NGX_HTTP_CAPTURE_MAX_FIRST_LINE  4096
+#define NGX_HTTP_CAPTURE_MAX_HEADERS     8192
+
+
+static ngx_int_t ngx_http_capture_snapshot(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx);
+static ngx_uint_t ngx_http_capture_is_expect(ngx_table_elt_t *h);
+static ngx_int_t ngx_http_capture_rules(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_http_capture_loc_conf_t *clcf);
+static void ngx_http_capture_request_end(ngx_http_capture_ctx_t *ctx);
+static void ngx_http_capture_cleanup(void *data);
+
+
+/* The context of a request that was redirected: see get_ctx(). */
+
+ngx_http_capture_ctx_t *
+ngx_http_capture_find_ctx(ngx_http_request_t *r)
+{
+    ngx_pool_cleanup_t  *cln;
+
+    for (cln = r->pool->cleanup; cln; cln = cln->next) {
+        if (cln->handler == ngx_http_capture_cleanup) {
+            ngx_http_set_ctx(r, cln->data, ngx_http_capture_module);
+            return cln->data;
+        }
+    }
+
+    return NULL;
+}
+
+
+ngx_http_capture_ctx_t *
+ngx_http_capture_create_ctx(ngx_http_request_t *r)
+{
+    ngx_pool_cleanup_t      *cln;
+    ngx_http_capture_ctx_t  *ctx;
+
+    cln = ngx_pool_cleanup_add(r->pool, sizeof(ngx_http_capture_ctx_t));
+    if (cln == NULL) {
+        return NULL;
+    }
+
+    ctx = cln->data;
+    ngx_memzero(ctx, sizeof(ngx_http_capture_ctx_t));
+    ctx->request = r;
+
+    cln->handler = ngx_http_capture_cleanup;
+
+    ngx_http_set_ctx(r, ctx, ngx_http_capture_module);
+
+    return ctx;
+}
+
+
+ngx_int_t
+ngx_http_capture_post_read_handler(ngx_http_request_t *r)
+{
+    ngx_http_capture_ctx_t       *ctx;
+    ngx_http_capture_srv_conf_t  *cscf;
+
+    cscf = ngx_http_get_module_srv_conf(r, ngx_http_capture_module);
+
+    if (!cscf->used || r != r->main || ngx_http_capture_worker == NULL
+        || ngx_http_capture_get_ctx(r))
+    {
+        return NGX_DECLINED;
+    }
+
+    ctx = ngx_http_capture_create_ctx(r);
+
+    if (ctx == NULL || ngx_http_capture_snapshot(r, ctx) != NGX_OK) {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
+    if (ngx_http_capture_worker->pool) {
+        ctx->arrived = ngx_http_capture_pool_now(ngx_http_capture_worker->pool);
+    }
+
+    return NGX_DECLINED;
+}
+
+
+/* After limits and access: whoever comes here reaches a content handler. */
+
+ngx_int_t
+ngx_http_capture_precontent_handler(ngx_http_request_t *r)
+{
+    ngx_http_capture_ctx_t  *ctx;
+
+    if (r == r->main) {
+        ctx = ngx_http_capture_get_ctx(r);
+
+        if (ctx) {
+            ngx_http_capture_decide(r, ctx);
+        }
+    }
+
+    return NGX_DECLINED;
+}
+
+
+/*
+ * The request line verbatim, then `Name: value` lines with the client's
+ * spelling and order.  Expect is left out: the client has got its 100 from
+ * NGINX, and the Replayer would take the target's for the answer.
+ */
+
+static ngx_int_t
+ngx_http_capture_snapshot(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
+{
+    u_char           *p;
+    size_t            len;
+    ngx_uint_t        i;
+    ngx_list_part_t  *part;
+    ngx_table_elt_t  *h;
+
+    ctx->has_body = r->headers_in.content_length_n > 0
+                    || r->headers_in.chunked;
+    ctx->chunked = r->headers_in.chunked;
+    ctx->upgrade = r->headers_in.upgrade != NULL;
+
+    len = r->request_line.len + 2 * (sizeof(CRLF) - 1);
+
+    for (part = &r->headers_in.headers.part; part; part = part->next) {
+        h = part->elts;
+
+        for (i = 0; i < part->nelts; i++) {
+            len += h[i].key.len + h[i].value.len + sizeof(": " CRLF) - 1;
+        }
+    }
+
+    p = ngx_pnalloc(r->pool, len);
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    ctx->head = p;
+    p = ngx_cpymem(p, r->request_line.data, r->request_line.len);
+    *p++ = CR; *p++ = LF;
+
+    for (part = &r->headers_in.headers.part; part; part = part->next) {
+        h = part->elts;
+
+        for (i = 0; i < part->nelts; i++) {
+
+            if (ngx_http_capture_is_expect(&h[i])) {
+                continue;
+            }
+
+            p = ngx_cpymem(p, h[i].key.data, h[i].key.len);
+            *p++ = ':'; *p++ = ' ';
+            p = ngx_cpymem(p, h[i].value.data, h[i].value.len);
+            *p++ = CR; *p++ = LF;
+
+            ctx->eom.headers += h[i].key.len + 2 + h[i].value.len;
+        }
+    }
+
+    *p++ = CR; *p++ = LF;
+
+    ctx->head_len = p - ctx->head;
+    ctx->eom.first_line = r->request_line.len;
+
+    return NGX_OK;
+}
+
+
+static ngx_uint_t
+ngx_http_capture_is_expect(ngx_table_elt_t *h)
+{
+    return h->key.len == sizeof("Expect") - 1
+           && (h->key.data[0] | 0x20) == 'e'
+           && ngx_strncasecmp(h->key.data, (u_char *) "Expect",
+                              sizeof("Expect") - 1)
+              == 0;
+}
+
+
+/* Once for each request: counted as seen where capture is on, then begun. */
+
+void
+ngx_http_capture_decide(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
+{
+    ngx_int_t                     reason;
+    ngx_http_capture_loc_conf_t  *clcf;
+
+    if (ctx->state != ngx_http_capture_fresh) {
+        return;
+    }
+
+    if (r->err_status) {
+
+        /*
+         * refused before, and on its way to an error page; where the page's
+         * status is to count ("error_page 418 = @name") there is none here
+         */
+
+        ngx_http_capture_decide_refused(r, ctx, CAP_NOT_FORWARDED);
+        return;
+    }
+
+    clcf = ngx_http_get_module_loc_conf(r, ngx_http_capture_module);
+
+    if (!clcf->enable) {
+        ctx->state = ngx_http_capture_ignored;
+        return;
+    }
+
+    ngx_http_capture_count_seen();
+
+    reason = ngx_http_capture_rules(r, ctx, clcf);
+
+    if (reason != CAP_NONE) {
+        ctx->state = ngx_http_capture_filtered;
+        ctx->reason = reason;
+        ngx_http_capture_count(reason);
+        return;
+    }
+
+    ngx_http_capture_begin(ctx);
+
+    if (!ctx->has_body) {
+        ngx_http_capture_request_end(ctx);
+    }
+}
+
+
+/* CAP_NONE, or why this request is not to be captured. */
+
+static ngx_int_t
+ngx_http_capture_rules(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
+    ngx_http_capture_loc_conf_t *clcf)
+{
+    ngx_str_t  value;
+
+    if (clcf->variable) {
+        if (ngx_http_complex_value(r, clcf->variable, &value) != NGX_OK) {
+            return CAP_INTERNAL;
+        }
+
+        if (value.len == 0
+            || (value.len == 1 && value.data[0] == '0')
+            || (value.len == 3 && ngx_strncmp(value.data, "off", 3) == 0))
+        {
+            return CAP_RULE;
+        }
+    }
+
+    if (clcf->bypass
+        && ngx_http_test_predicates(r, clcf->bypass) == NGX_DECLINED)
+    {
+        return CAP_BYPASS;
+    }
+
+    if (r->http_version != NGX_HTTP_VERSION_10
+        && r->http_version != NGX_HTTP_VERSION_11)
+    {
+        return CAP_UNSUPPORTED;
+    }
+
+    if ((ctx->eom.first_line > NGX_HTTP_CAPTURE_MAX_FIRST_LINE
+         || ctx->eom.headers > NGX_HTTP_CAPTURE_MAX_HEADERS)
+        && !(clcf->include & NGX_HTTP_CAPTURE_INCLUDE_UNREPLAYABLE))
+    {
+        return CAP_UNREPLAYABLE;
+    }
+
+    return CAP_NONE;
+}
+
+
+/*
+ * The exchange ends without having come to a content handler: answered by an
+ * earlier phase, or left by its client.
+ */
+
+void
+ngx_http_capture_decide_refused(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_uint_t reason)
+{
+    ngx_http_capture_loc_conf_t  *clcf;
+
+    clcf = ngx_http_get_module_loc_conf(r, ngx_http_capture_module);
+
+    if (!clcf->enable) {
+        if (ctx) {
+            ctx->state = ngx_http_capture_ignored;
+        }
+
+        return;
+    }
+
+    ngx_http_capture_count_seen();
+    ngx_http_capture_count(reason);
+
+    if (ctx) {
+        ctx->state = ngx_http_capture_filtered;
+        ctx->reason = reason;
+    }
+}
+
+
+/*
+ * The first of the request body filters: what NGINX has read, without chunked
+ * coding, each byte once.
+ */
+
+ngx_int_t
+ngx_http_capture_body_in(ngx_http_request_t *r, ngx_chain_t *in)
+{
+    ngx_chain_t             *cl;
+    ngx_http_capture_ctx_t  *ctx;
+
+    ctx = (r == r->main) ? ngx_http_capture_get_ctx(r) : NULL;
+
+    if (ctx == NULL) {
+        return NGX_OK;
+    }
+
+    ngx_http_capture_decide(r, ctx);
+
+    if (ctx->state != ngx_http_capture_open || ctx->request_done) {
+        return NGX_OK;
+    }
+
+    ngx_http_capture_chain(ctx, CAP_FRAME_READ, in, ctx->chunked);
+
+    for (cl = in; cl; cl = cl->next) {
+        if (cl->buf->last_buf) {
+            ngx_http_capture_request_end(ctx);
+            break;
+        }
+    }
+
+    return NGX_OK;
+}
+
+
+/* All bytes are there.  Whether an upgrade is one, the response will tell. */
+
+static void
+ngx_http_capture_request_end(ngx_http_capture_ctx_t *ctx)
+{
+    if (ctx->chunked) {
+        ngx_http_capture_data(ctx, CAP_FRAME_READ,
+                              (u_char *) "0" CRLF CRLF,
+                              sizeof("0" CRLF CRLF) - 1);
+    }
+
+    ctx->request_done = 1;
+
+    if (!ctx->upgrade) {
+        ngx_http_capture_eom(ctx);
+    }
+}
+
+
+static void
+ngx_http_capture_cleanup(void *data)
+{
+    ngx_http_capture_ctx_t *ctx = data;
+
+    switch (ctx->state) {
+
+    case ngx_http_capture_fresh:
+        ngx_http_capture_decide_refused(ctx->request, ctx,
+                                        ctx->request->connection->error
+                                        ? CAP_CLIENT_ABORT
+                                        : CAP_NOT_FORWARDED);  /* 444 */
+        break;
+
+    case ngx_http_capture_open:
+        if (ctx->eom_sent) {
+            ngx_http_capture_finish(ctx, CAP_FRAME_END, CAP_END_TRUNCATED);
+
+        } else {
+            ngx_http_capture_finish(ctx, CAP_FRAME_DROP, CAP_CLIENT_ABORT);
+        }
+
+        break;
+
+    default:
+        break;
+    }
+}

@@ -1,0 +1,510 @@
+
+/*
+ * Counting, and what all workers together have counted.
+ *
+ * A worker counts in its pool (the sidecar reads there) or, without one, in
+ * its own memory.  It copies its sums into a row of a shared zone: at once
+ * when asked itself, else within a quarter of a second of a change.
+ *
+ * Rows of workers that have gone are summed up as `exited`.  What such a
+ * worker had pending stays with the sidecar, whose /metrics tell what became
+ * of it: here it is taken out of `seen` and shown as `left`.
+ */
+
+
+#include "ngx_http_capture.h"
+
+
+#define NGX_HTTP_CAPTURE_ROWS          512
+#define NGX_HTTP_CAPTURE_REFRESH_TIME  250
+
+/* bytes of JSON that a row takes at most */
+#define NGX_HTTP_CAPTURE_ROW_SIZE      4096
+
+
+typedef struct {
+    ngx_pid_t        pid;       /* 0: free */
+    uint64_t         linked;
+    uint64_t         seen;
+    uint64_t         captured;
+    uint64_t         truncated;
+    uint64_t         pending;
+    uint64_t         connections;
+    uint64_t         bytes;
+    uint64_t         doorbells;
+    uint64_t         left;
+    uint64_t         blocks;
+    uint64_t         blocks_used;
+    uint64_t         reason[CAP_REASON_CELLS];
+} ngx_http_capture_row_t;
+
+
+typedef struct {
+    ngx_http_capture_row_t  exited;
+    ngx_http_capture_row_t  rows[NGX_HTTP_CAPTURE_ROWS];
+} ngx_http_capture_zone_t;
+
+
+static ngx_int_t ngx_http_capture_status_init_zone(ngx_shm_zone_t *zone,
+    void *data);
+static void ngx_http_capture_status_retire(ngx_http_capture_zone_t *zone,
+    ngx_http_capture_row_t *row);
+static void ngx_http_capture_status_fold(ngx_http_capture_row_t *into,
+    ngx_http_capture_row_t *row);
+static void ngx_http_capture_status_touch(void);
+static void ngx_http_capture_status_timer_handler(ngx_event_t *ev);
+static void ngx_http_capture_status_refresh(void);
+static void ngx_http_capture_status_pool(ngx_http_capture_row_t *row,
+    ngx_http_capture_pool_t *pool);
+static ngx_buf_t *ngx_http_capture_status_page(ngx_http_request_t *r);
+static u_char *ngx_http_capture_status_row(u_char *p, u_char *last,
+    ngx_http_capture_row_t *row);
+static u_char *ngx_http_capture_status_reasons(u_char *p, u_char *last,
+    const char *name, enum cap_class class, ngx_http_capture_row_t *row);
+
+
+static ngx_slab_pool_t         *ngx_http_capture_slab;
+static ngx_http_capture_row_t  *ngx_http_capture_row;
+static ngx_event_t              ngx_http_capture_refresh;
+
+
+ngx_int_t
+ngx_http_capture_status_zone(ngx_conf_t *cf,
+    ngx_http_capture_main_conf_t *cmcf)
+{
+    size_t            size;
+    static ngx_str_t  name = ngx_string("ngx_http_capture");
+
+    size = sizeof(ngx_http_capture_zone_t) + 16 * ngx_pagesize;
+
+    cmcf->zone = ngx_shared_memory_add(cf, &name, ngx_align(size, ngx_pagesize),
+                                       &ngx_http_capture_module);
+    if (cmcf->zone == NULL) {
+        return NGX_ERROR;
+    }
+
+    cmcf->zone->init = ngx_http_capture_status_init_zone;
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_capture_status_init_zone(ngx_shm_zone_t *zone, void *data)
+{
+    ngx_slab_pool_t  *slab;
+
+    slab = (ngx_slab_pool_t *) zone->shm.addr;
+
+    if (data) {
+        zone->data = data;
+        return NGX_OK;
+    }
+
+    if (!zone->shm.exists) {
+        slab->data = ngx_slab_calloc(slab, sizeof(ngx_http_capture_zone_t));
+    }
+
+    zone->data = slab->data;
+
+    return zone->data ? NGX_OK : NGX_ERROR;
+}
+
+
+/* Takes a row for this worker; those of workers that died are given up. */
+
+void
+ngx_http_capture_status_init(ngx_cycle_t *cycle)
+{
+    ngx_uint_t                     i;
+    ngx_http_capture_zone_t       *zone;
+    ngx_http_capture_row_t        *row;
+    ngx_http_capture_main_conf_t  *cmcf;
+
+    cmcf = ngx_http_cycle_get_module_main_conf(cycle, ngx_http_capture_module);
+    zone = cmcf->zone->data;
+
+    ngx_http_capture_slab = (ngx_slab_pool_t *) cmcf->zone->shm.addr;
+
+    ngx_http_capture_refresh.handler = ngx_http_capture_status_timer_handler;
+    ngx_http_capture_refresh.log = cycle->log;
+    ngx_http_capture_refresh.data = &ngx_http_capture_refresh;
+    ngx_http_capture_refresh.cancelable = 1;
+
+    ngx_shmtx_lock(&ngx_http_capture_slab->mutex);
+
+    for (i = 0; i < NGX_HTTP_CAPTURE_ROWS; i++) {
+        row = &zone->rows[i];
+
+        if (row->pid && kill(row->pid, 0) == -1 && ngx_errno == NGX_ESRCH) {
+            ngx_http_capture_status_retire(zone, row);
+        }
+
+        if (row->pid == 0 && ngx_http_capture_row == NULL) {
+            row->pid = ngx_pid;
+            ngx_http_capture_row = row;
+        }
+    }
+
+    ngx_shmtx_unlock(&ngx_http_capture_slab->mutex);
+
+    if (ngx_http_capture_row == NULL) {
+        ngx_log_error(NGX_LOG_WARN, cycle->log, 0,
+                      "capture_status has no row left for this worker");
+    }
+}
+
+
+void
+ngx_http_capture_status_exit(ngx_cycle_t *cycle)
+{
+    ngx_http_capture_zone_t       *zone;
+    ngx_http_capture_main_conf_t  *cmcf;
+
+    if (ngx_http_capture_refresh.timer_set) {
+        ngx_del_timer(&ngx_http_capture_refresh);
+    }
+
+    if (ngx_http_capture_row == NULL) {
+        return;
+    }
+
+    ngx_http_capture_status_refresh();
+
+    cmcf = ngx_http_cycle_get_module_main_conf(cycle, ngx_http_capture_module);
+    zone = cmcf->zone->data;
+
+    ngx_shmtx_lock(&ngx_http_capture_slab->mutex);
+    ngx_http_capture_status_retire(zone, ngx_http_capture_row);
+    ngx_shmtx_unlock(&ngx_http_capture_slab->mutex);
+
+    ngx_http_capture_row = NULL;
+}
+
+
+/* Under the zone's lock. */
+
+static void
+ngx_http_capture_status_retire(ngx_http_capture_zone_t *zone,
+    ngx_http_capture_row_t *row)
+{
+    row->left = row->pending;
+    row->seen -= row->pending;
+    row->pending = 0;
+
+    ngx_http_capture_status_fold(&zone->exited, row);
+
+    ngx_memzero(row, sizeof(ngx_http_capture_row_t));
+}
+
+
+static void
+ngx_http_capture_status_fold(ngx_http_capture_row_t *into,
+    ngx_http_capture_row_t *row)
+{
+    ngx_uint_t  i;
+
+    into->seen += row->seen;
+    into->captured += row->captured;
+    into->truncated += row->truncated;
+    into->pending += row->pending;
+    into->connections += row->connections;
+    into->bytes += row->bytes;
+    into->doorbells += row->doorbells;
+    into->left += row->left;
+
+    for (i = 0; i < CAP_REASON_CELLS; i++) {
+        into->reason[i] += row->reason[i];
+    }
+}
+
+
+void
+ngx_http_capture_count_seen(void)
+{
+    cap_header                 *h;
+    ngx_http_capture_worker_t  *w;
+
+    w = ngx_http_capture_worker;
+
+    if (w == NULL) {
+        return;
+    }
+
+    if (w->pool) {
+        h = (cap_header *) w->pool->base;
+        ngx_http_capture_add(&h->worker.seen, 1);
+
+    } else {
+        w->seen++;
+    }
+
+    ngx_http_capture_status_touch();
+}
+
+
+/* An exchange ends here, without the sidecar. */
+
+void
+ngx_http_capture_count(ngx_uint_t reason)
+{
+    cap_header                 *h;
+    ngx_http_capture_worker_t  *w;
+
+    w = ngx_http_capture_worker;
+
+    if (w == NULL) {
+        return;
+    }
+
+    if (w->pool) {
+        h = (cap_header *) w->pool->base;
+        ngx_http_capture_add(&h->worker.reason[reason], 1);
+
+    } else {
+        w->reason[reason]++;
+    }
+}
+
+
+static void
+ngx_http_capture_status_touch(void)
+{
+    if (!ngx_http_capture_refresh.timer_set) {
+        ngx_add_timer(&ngx_http_capture_refresh,
+                      NGX_HTTP_CAPTURE_REFRESH_TIME);
+    }
+}
+
+
+static void
+ngx_http_capture_status_timer_handler(ngx_event_t *ev)
+{
+    ngx_http_capture_status_refresh();
+
+    if (ngx_http_capture_row && ngx_http_capture_row->pending) {
+        ngx_http_capture_status_touch();
+    }
+}
+
+
+static void
+ngx_http_capture_status_refresh(void)
+{
+    ngx_http_capture_row_t     *row, sum;
+    ngx_http_capture_worker_t  *w;
+
+    row = ngx_http_capture_row;
+    w = ngx_http_capture_worker;
+
+    if (row == NULL || w == NULL) {
+        return;
+    }
+
+    ngx_memzero(&sum, sizeof(ngx_http_capture_row_t));
+
+    sum.pid = ngx_pid;
+    sum.seen = w->seen;
+    sum.captured = w->captured;
+    sum.truncated = w->truncated;
+    ngx_memcpy(sum.reason, w->reason, sizeof(sum.reason));
+
+    if (w->pool) {
+        ngx_http_capture_status_pool(&sum, w->pool);
+    }
+
+    *row = sum;
+}
+
+
+/*
+ * Adds a linked pool's cells.  pending is what the two sides have in their
+ * hands, not what is missing in the sum.
+ */
+
+static void
+ngx_http_capture_status_pool(ngx_http_capture_row_t *row,
+    ngx_http_capture_pool_t *pool)
+{
+    cap_header  *h;
+    ngx_uint_t   i;
+
+#define ngx_http_capture_load(cell)                                           \
+    atomic_load_explicit(&h->cell, memory_order_relaxed)
+
+    ngx_http_capture_pool_collect(pool);
+
+    h = (cap_header *) pool->base;
+
+    row->linked = 1;
+    row->captured += ngx_http_capture_load(sidecar.captured);
+    row->truncated += ngx_http_capture_load(sidecar.truncated);
+
+    for (i = 0; i < CAP_REASON_CELLS; i++) {
+        row->reason[i] += ngx_http_capture_load(worker.reason[i])
+                          + ngx_http_capture_load(sidecar.reason[i]);
+    }
+
+    row->seen += ngx_http_capture_load(worker.seen);
+    row->pending += ngx_http_capture_load(worker.handed)
+                    - ngx_http_capture_load(sidecar.taken)
+                    + ngx_http_capture_load(sidecar.open);
+    row->connections += ngx_http_capture_load(worker.connections);
+    row->bytes += ngx_http_capture_load(worker.bytes);
+    row->doorbells += ngx_http_capture_load(worker.doorbells);
+    row->blocks = pool->geo.nblocks;
+    row->blocks_used = pool->geo.nblocks - pool->nfree;
+
+#undef ngx_http_capture_load
+}
+
+
+/* `capture_status`: JSON, a row a worker. */
+
+ngx_int_t
+ngx_http_capture_status_handler(ngx_http_request_t *r)
+{
+    ngx_buf_t    *b;
+    ngx_int_t     rc;
+    ngx_chain_t   out;
+
+    if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
+        return NGX_HTTP_NOT_ALLOWED;
+    }
+
+    rc = ngx_http_discard_request_body(r);
+
+    if (rc != NGX_OK) {
+        return rc;
+    }
+
+    ngx_http_capture_status_refresh();
+
+    b = ngx_http_capture_status_page(r);
+    if (b == NULL) {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
+    b->last_buf = (r == r->main);
+    b->last_in_chain = 1;
+
+    r->headers_out.status = NGX_HTTP_OK;
+    r->headers_out.content_length_n = b->last - b->pos;
+    ngx_str_set(&r->headers_out.content_type, "application/json");
+    r->headers_out.content_type_len = r->headers_out.content_type.len;
+
+    rc = ngx_http_send_header(r);
+
+    if (rc == NGX_ERROR || rc > NGX_OK || r->header_only) {
+        return rc;
+    }
+
+    out.buf = b;
+    out.next = NULL;
+
+    return ngx_http_output_filter(r, &out);
+}
+
+
+static ngx_buf_t *
+ngx_http_capture_status_page(ngx_http_request_t *r)
+{
+    u_char                        *p, *last;
+    ngx_buf_t                     *b;
+    ngx_uint_t                     i, n;
+    ngx_http_capture_row_t         total, row;
+    ngx_http_capture_zone_t       *zone;
+    ngx_http_capture_main_conf_t  *cmcf;
+
+    cmcf = ngx_http_get_module_main_conf(r, ngx_http_capture_module);
+    zone = cmcf->zone->data;
+
+    n = 4;
+
+    for (i = 0; i < NGX_HTTP_CAPTURE_ROWS; i++) {
+        n += zone->rows[i].pid != 0;
+    }
+
+    b = ngx_create_temp_buf(r->pool, n * NGX_HTTP_CAPTURE_ROW_SIZE);
+    if (b == NULL) {
+        return NULL;
+    }
+
+    p = b->pos;
+    last = b->end;
+
+    p = ngx_slprintf(p, last, "{\"version\":\"" NGX_HTTP_CAPTURE_VERSION
+                     "\",\"sidecar\":\"unix:%V\",\"workers\":[",
+                     &cmcf->sidecar);
+
+    ngx_memzero(&total, sizeof(ngx_http_capture_row_t));
+
+    for (i = 0, n = 0; i < NGX_HTTP_CAPTURE_ROWS; i++) {
+        row = zone->rows[i];
+
+        if (row.pid == 0 || last - p < 3 * NGX_HTTP_CAPTURE_ROW_SIZE) {
+            continue;
+        }
+
+        p = ngx_slprintf(p, last, "%s{\"pid\":%P,\"linked\":%s,"
+                         "\"blocks\":%uL,\"blocks_used\":%uL,",
+                         n++ ? "," : "", row.pid,
+                         row.linked ? "true" : "false",
+                         row.blocks, row.blocks_used);
+        p = ngx_http_capture_status_row(p, last, &row);
+
+        ngx_http_capture_status_fold(&total, &row);
+    }
+
+    row = zone->exited;
+
+    p = ngx_slprintf(p, last, "],\"exited\":{");
+    p = ngx_http_capture_status_row(p, last, &row);
+
+    ngx_http_capture_status_fold(&total, &row);
+
+    p = ngx_slprintf(p, last, ",\"total\":{");
+    p = ngx_http_capture_status_row(p, last, &total);
+
+    b->last = ngx_slprintf(p, last, "}" CRLF);
+
+    return b;
+}
+
+
+static u_char *
+ngx_http_capture_status_row(u_char *p, u_char *last,
+    ngx_http_capture_row_t *row)
+{
+    p = ngx_slprintf(p, last, "\"seen\":%uL,\"captured\":%uL,"
+                     "\"truncated\":%uL,\"pending\":%uL,",
+                     row->seen, row->captured, row->truncated, row->pending);
+
+    p = ngx_http_capture_status_reasons(p, last, "filtered",
+                                        CAP_CLASS_FILTERED, row);
+    p = ngx_http_capture_status_reasons(p, last, "lost", CAP_CLASS_LOST, row);
+
+    return ngx_slprintf(p, last, "\"connections\":%uL,\"bytes\":%uL,"
+                        "\"doorbells\":%uL,\"left\":%uL}",
+                        row->connections, row->bytes, row->doorbells,
+                        row->left);
+}
+
+
+static u_char *
+ngx_http_capture_status_reasons(u_char *p, u_char *last, const char *name,
+    enum cap_class class, ngx_http_capture_row_t *row)
+{
+    ngx_uint_t  i, n;
+
+    p = ngx_slprintf(p, last, "\"%s\":{", name);
+
+    for (i = 0, n = 0; i < CAP_REASON_CELLS; i++) {
+        if (cap_reason_class(i) == class) {
+            p = ngx_slprintf(p, last, "%s\"%s\":%uL", n++ ? "," : "",
+                             cap_reason_name(i), row->reason[i]);
+        }
+    }
+
+    return ngx_slprintf(p, last, "},");
+}

@@ -1,0 +1,768 @@
+
+/*
+ * Traffic capture: directives, configuration, variables, and every hook into
+ * NGINX, attached in ngx_http_capture_attach().
+ *
+ * How an exchange goes from here is told in module/ngx_http_capture.h.
+ */
+
+
+#include "module/ngx_http_capture.h"
+
+
+#define NGX_HTTP_CAPTURE_BUFFER_DEFAULT  (64 * 1024 * 1024)
+#define NGX_HTTP_CAPTURE_BUFFER_MIN      (1024 * 1024)
+
+
+static ngx_int_t ngx_http_capture_attach(ngx_conf_t *cf);
+static ngx_int_t ngx_http_capture_add_handler(ngx_conf_t *cf,
+    ngx_http_phases phase, ngx_http_handler_pt handler);
+static ngx_int_t ngx_http_capture_header_filter(ngx_http_request_t *r);
+static ngx_int_t ngx_http_capture_body_filter(ngx_http_request_t *r,
+    ngx_chain_t *in);
+static ngx_int_t ngx_http_capture_request_body_filter(ngx_http_request_t *r,
+    ngx_chain_t *in);
+
+static ngx_int_t ngx_http_capture_id_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data);
+static ngx_int_t ngx_http_capture_result_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data);
+static ngx_int_t ngx_http_capture_wait_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data);
+
+static ngx_int_t ngx_http_capture_add_variables(ngx_conf_t *cf);
+static ngx_int_t ngx_http_capture_init_process(ngx_cycle_t *cycle);
+static void ngx_http_capture_exit_process(ngx_cycle_t *cycle);
+static void *ngx_http_capture_create_main_conf(ngx_conf_t *cf);
+static char *ngx_http_capture_init_main_conf(ngx_conf_t *cf, void *conf);
+static void *ngx_http_capture_create_srv_conf(ngx_conf_t *cf);
+static char *ngx_http_capture_merge_srv_conf(ngx_conf_t *cf, void *parent,
+    void *child);
+static void *ngx_http_capture_create_loc_conf(ngx_conf_t *cf);
+static char *ngx_http_capture_merge_loc_conf(ngx_conf_t *cf, void *parent,
+    void *child);
+
+static char *ngx_http_capture_set(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_capture_set_sidecar(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_capture_set_buffer(ngx_conf_t *cf, void *post,
+    void *data);
+static char *ngx_http_capture_set_wait(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_capture_set_include(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_capture_not_built(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_capture_set_status(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+
+
+static ngx_conf_post_t  ngx_http_capture_buffer_post =
+    { ngx_http_capture_set_buffer };
+
+
+static ngx_conf_bitmask_t  ngx_http_capture_includes[] = {
+    { ngx_string("off"), NGX_HTTP_CAPTURE_INCLUDE_OFF },
+    { ngx_string("unreplayable"), NGX_HTTP_CAPTURE_INCLUDE_UNREPLAYABLE },
+    { ngx_null_string, 0 }
+};
+
+
+static ngx_command_t  ngx_http_capture_commands[] = {
+
+    { ngx_string("capture_sidecar"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_http_capture_set_sidecar,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("capture_buffer"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_size_slot,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      offsetof(ngx_http_capture_main_conf_t, buffer),
+      &ngx_http_capture_buffer_post },
+
+    { ngx_string("capture"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF
+                        |NGX_HTTP_LIF_CONF|NGX_CONF_TAKE1,
+      ngx_http_capture_set,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("capture_bypass"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_set_predicate_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_capture_loc_conf_t, bypass),
+      NULL },
+
+    { ngx_string("capture_include"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_capture_set_include,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_capture_loc_conf_t, include),
+      &ngx_http_capture_includes },
+
+    { ngx_string("capture_wait"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_capture_set_wait,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("capture_wait_timeout"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_ANY,
+      ngx_http_capture_not_built,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("capture_on_failure"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_ANY,
+      ngx_http_capture_not_built,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("capture_status"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
+      ngx_http_capture_set_status,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+      ngx_null_command
+};
+
+
+static ngx_http_module_t  ngx_http_capture_module_ctx = {
+    ngx_http_capture_add_variables,        /* preconfiguration */
+    ngx_http_capture_attach,               /* postconfiguration */
+
+    ngx_http_capture_create_main_conf,     /* create main configuration */
+    ngx_http_capture_init_main_conf,       /* init main configuration */
+
+    ngx_http_capture_create_srv_conf,      /* create server configuration */
+    ngx_http_capture_merge_srv_conf,       /* merge server configuration */
+
+    ngx_http_capture_create_loc_conf,      /* create location configuration */
+    ngx_http_capture_merge_loc_conf        /* merge location configuration */
+};
+
+
+ngx_module_t  ngx_http_capture_module = {
+    NGX_MODULE_V1,
+    &ngx_http_capture_module_ctx,          /* module context */
+    ngx_http_capture_commands,             /* module directives */
+    NGX_HTTP_MODULE,                       /* module type */
+    NULL,                                  /* init master */
+    NULL,                                  /* init module */
+    ngx_http_capture_init_process,         /* init process */
+    NULL,                                  /* init thread */
+    NULL,                                  /* exit thread */
+    ngx_http_capture_exit_process,         /* exit process */
+    NULL,                                  /* exit master */
+    NGX_MODULE_V1_PADDING
+};
+
+
+static ngx_http_variable_t  ngx_http_capture_vars[] = {
+
+    { ngx_string("capture_connection_id"), NULL,
+      ngx_http_capture_id_variable, 0, NGX_HTTP_VAR_NOCACHEABLE, 0 },
+
+    { ngx_string("capture_result"), NULL,
+      ngx_http_capture_result_variable, 0, NGX_HTTP_VAR_NOCACHEABLE, 0 },
+
+    { ngx_string("capture_wait_time"), NULL,
+      ngx_http_capture_wait_variable, 0, NGX_HTTP_VAR_NOCACHEABLE, 0 },
+
+      ngx_http_null_variable
+};
+
+
+static ngx_http_output_header_filter_pt  ngx_http_next_header_filter;
+static ngx_http_output_body_filter_pt    ngx_http_next_body_filter;
+static ngx_http_request_body_filter_pt   ngx_http_next_request_body_filter;
+
+
+/*
+ * Every hook.  Nothing is attached where no location can capture, so that a
+ * module which is loaded and not used costs nothing.
+ */
+
+static ngx_int_t
+ngx_http_capture_attach(ngx_conf_t *cf)
+{
+    ngx_http_capture_main_conf_t  *cmcf;
+
+    cmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_capture_module);
+
+    if (!cmcf->used) {
+        return NGX_OK;
+    }
+
+    if (ngx_http_capture_add_handler(cf, NGX_HTTP_POST_READ_PHASE,
+                                     ngx_http_capture_post_read_handler)
+        != NGX_OK
+        || ngx_http_capture_add_handler(cf, NGX_HTTP_PRECONTENT_PHASE,
+                                        ngx_http_capture_precontent_handler)
+        != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    ngx_http_next_request_body_filter = ngx_http_top_request_body_filter;
+    ngx_http_top_request_body_filter = ngx_http_capture_request_body_filter;
+
+    ngx_http_next_header_filter = ngx_http_top_header_filter;
+    ngx_http_top_header_filter = ngx_http_capture_header_filter;
+
+    ngx_http_next_body_filter = ngx_http_top_body_filter;
+    ngx_http_top_body_filter = ngx_http_capture_body_filter;
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_capture_add_handler(ngx_conf_t *cf, ngx_http_phases phase,
+    ngx_http_handler_pt handler)
+{
+    ngx_http_handler_pt        *h;
+    ngx_http_core_main_conf_t  *cmcf;
+
+    cmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_core_module);
+
+    h = ngx_array_push(&cmcf->phases[phase].handlers);
+    if (h == NULL) {
+        return NGX_ERROR;
+    }
+
+    *h = handler;
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_capture_request_body_filter(ngx_http_request_t *r, ngx_chain_t *in)
+{
+    if (ngx_http_capture_worker) {
+        (void) ngx_http_capture_body_in(r, in);
+    }
+
+    return ngx_http_next_request_body_filter(r, in);
+}
+
+
+static ngx_int_t
+ngx_http_capture_header_filter(ngx_http_request_t *r)
+{
+    ngx_http_capture_ctx_t  *ctx;
+
+    if (r != r->main || r->post_action || ngx_http_capture_worker == NULL) {
+        return ngx_http_next_header_filter(r);
+    }
+
+    ctx = ngx_http_capture_get_ctx(r);
+
+    if (ctx == NULL) {
+
+        /* no phase has run: what came is no request */
+
+        if (!r->header_sent && ngx_http_capture_create_ctx(r) == NULL) {
+            return NGX_ERROR;
+        }
+
+        ngx_http_capture_decide_refused(r, ngx_http_capture_get_ctx(r),
+                                        CAP_BAD_REQUEST);
+
+        return ngx_http_next_header_filter(r);
+    }
+
+    if (ctx->state == ngx_http_capture_fresh) {
+        ngx_http_capture_decide_refused(r, ctx, CAP_NOT_FORWARDED);
+    }
+
+    if (ctx->state == ngx_http_capture_open) {
+
+        /* file buffers are to be read before they come to us */
+
+        r->filter_need_in_memory = 1;
+        r->main_filter_need_in_memory = 1;
+    }
+
+    return ngx_http_capture_head_out(r, ctx, ngx_http_next_header_filter);
+}
+
+
+static ngx_int_t
+ngx_http_capture_body_filter(ngx_http_request_t *r, ngx_chain_t *in)
+{
+    ngx_http_capture_ctx_t  *ctx;
+
+    if (in && r == r->main && ngx_http_capture_worker) {
+        ctx = ngx_http_capture_get_ctx(r);
+
+        if (ctx) {
+            ngx_http_capture_body_out(r, ctx, in);
+        }
+    }
+
+    return ngx_http_next_body_filter(r, in);
+}
+
+
+static ngx_int_t
+ngx_http_capture_id_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data)
+{
+    cap_slot                 *slot;
+    ngx_http_capture_ctx_t   *ctx;
+    ngx_http_capture_pool_t  *pool;
+
+    ctx = ngx_http_capture_get_ctx(r->main);
+    pool = ngx_http_capture_worker ? ngx_http_capture_worker->pool : NULL;
+
+    if (ctx == NULL || pool == NULL || ctx->epoch != pool->epoch
+        || pool->slot_gen[ctx->frame.slot] != ctx->frame.slot_generation)
+    {
+        v->not_found = 1;
+        return NGX_OK;
+    }
+
+    slot = cap_slot_at(pool->base, &pool->geo, ctx->frame.slot);
+
+    v->len = ngx_min(slot->id_len, CAP_ID_SIZE);
+    v->data = ngx_pnalloc(r->pool, v->len);
+    if (v->data == NULL) {
+        return NGX_ERROR;
+    }
+
+    ngx_memcpy(v->data, slot->id, v->len);
+
+    v->valid = 1;
+    v->no_cacheable = 0;
+    v->not_found = 0;
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_capture_result_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data)
+{
+    const char              *class;
+    ngx_http_capture_ctx_t  *ctx;
+
+    ctx = ngx_http_capture_get_ctx(r->main);
+
+    if (ctx == NULL || ctx->state == ngx_http_capture_ignored) {
+        v->not_found = 1;
+        return NGX_OK;
+    }
+
+    v->valid = 1;
+    v->no_cacheable = 0;
+    v->not_found = 0;
+
+    switch (ctx->state) {
+
+    case ngx_http_capture_dropped:
+    case ngx_http_capture_filtered:
+        class = "filtered";
+        break;
+
+    case ngx_http_capture_lost:
+        class = "lost";
+        break;
+
+    case ngx_http_capture_ended:
+        if (ngx_http_capture_acked(ctx)) {
+            v->len = sizeof("captured") - 1;
+            v->data = (u_char *) "captured";
+            return NGX_OK;
+        }
+
+        /* fall through */
+
+    default:
+        v->len = sizeof("pending") - 1;
+        v->data = (u_char *) "pending";
+        return NGX_OK;
+    }
+
+    v->data = ngx_pnalloc(r->pool, 64);
+    if (v->data == NULL) {
+        return NGX_ERROR;
+    }
+
+    v->len = ngx_snprintf(v->data, 64, "%s(%s)", class,
+                          cap_reason_name(ctx->reason))
+             - v->data;
+
+    return NGX_OK;
+}
+
+
+/* Nothing waits yet (capture_wait off): 0 for all that is captured. */
+
+static ngx_int_t
+ngx_http_capture_wait_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data)
+{
+    if (ngx_http_capture_get_ctx(r->main) == NULL) {
+        v->not_found = 1;
+        return NGX_OK;
+    }
+
+    v->len = sizeof("0.000") - 1;
+    v->data = (u_char *) "0.000";
+    v->valid = 1;
+    v->no_cacheable = 0;
+    v->not_found = 0;
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_capture_add_variables(ngx_conf_t *cf)
+{
+    ngx_http_variable_t  *var, *v;
+
+    for (v = ngx_http_capture_vars; v->name.len; v++) {
+        var = ngx_http_add_variable(cf, &v->name, v->flags);
+        if (var == NULL) {
+            return NGX_ERROR;
+        }
+
+        var->get_handler = v->get_handler;
+        var->data = v->data;
+    }
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_capture_init_process(ngx_cycle_t *cycle)
+{
+    return ngx_http_capture_link_init(cycle);
+}
+
+
+static void
+ngx_http_capture_exit_process(ngx_cycle_t *cycle)
+{
+    ngx_http_capture_link_exit(cycle);
+}
+
+
+static void *
+ngx_http_capture_create_main_conf(ngx_conf_t *cf)
+{
+    ngx_http_capture_main_conf_t  *cmcf;
+
+    cmcf = ngx_pcalloc(cf->pool, sizeof(ngx_http_capture_main_conf_t));
+    if (cmcf == NULL) {
+        return NULL;
+    }
+
+    cmcf->buffer = NGX_CONF_UNSET_SIZE;
+
+    return cmcf;
+}
+
+
+static char *
+ngx_http_capture_init_main_conf(ngx_conf_t *cf, void *conf)
+{
+    ngx_http_capture_main_conf_t *cmcf = conf;
+
+    ngx_conf_init_size_value(cmcf->buffer, NGX_HTTP_CAPTURE_BUFFER_DEFAULT);
+
+    if (cmcf->used && cmcf->sidecar.len == 0) {
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
+                      "\"capture\" is on, but no \"capture_sidecar\" says "
+                      "where the sidecar listens: add "
+                      "\"capture_sidecar unix:/path;\" to http {}");
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+static void *
+ngx_http_capture_create_srv_conf(ngx_conf_t *cf)
+{
+    return ngx_pcalloc(cf->pool, sizeof(ngx_http_capture_srv_conf_t));
+}
+
+
+static char *
+ngx_http_capture_merge_srv_conf(ngx_conf_t *cf, void *parent, void *child)
+{
+    ngx_http_capture_srv_conf_t *prev = parent;
+    ngx_http_capture_srv_conf_t *conf = child;
+
+    conf->used |= prev->used;
+
+    return NGX_CONF_OK;
+}
+
+
+static void *
+ngx_http_capture_create_loc_conf(ngx_conf_t *cf)
+{
+    ngx_http_capture_loc_conf_t  *clcf;
+
+    clcf = ngx_pcalloc(cf->pool, sizeof(ngx_http_capture_loc_conf_t));
+    if (clcf == NULL) {
+        return NULL;
+    }
+
+    /*
+     * set by ngx_pcalloc():
+     *
+     *     clcf->variable = NULL;
+     *     clcf->include = 0;
+     */
+
+    clcf->enable = NGX_CONF_UNSET;
+    clcf->bypass = NGX_CONF_UNSET_PTR;
+
+    return clcf;
+}
+
+
+static char *
+ngx_http_capture_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
+{
+    ngx_http_capture_loc_conf_t *prev = parent;
+    ngx_http_capture_loc_conf_t *conf = child;
+
+    if (conf->enable == NGX_CONF_UNSET) {
+        conf->variable = prev->variable;
+    }
+
+    ngx_conf_merge_value(conf->enable, prev->enable, 0);
+    ngx_conf_merge_ptr_value(conf->bypass, prev->bypass, NULL);
+    ngx_conf_merge_bitmask_value(conf->include, prev->include,
+                              (NGX_CONF_BITMASK_SET
+                               |NGX_HTTP_CAPTURE_INCLUDE_OFF));
+
+    return NGX_CONF_OK;
+}
+
+
+/* capture on | off | $variable */
+
+static char *
+ngx_http_capture_set(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_capture_loc_conf_t *clcf = conf;
+
+    ngx_str_t                         *value;
+    ngx_http_capture_srv_conf_t       *cscf;
+    ngx_http_capture_main_conf_t      *cmcf;
+    ngx_http_compile_complex_value_t   ccv;
+
+    if (clcf->enable != NGX_CONF_UNSET) {
+        return "is duplicate";
+    }
+
+    value = cf->args->elts;
+
+    if (ngx_strcmp(value[1].data, "off") == 0) {
+        clcf->enable = 0;
+        return NGX_CONF_OK;
+    }
+
+    if (ngx_strcmp(value[1].data, "on") != 0) {
+
+        if (ngx_http_script_variables_count(&value[1]) == 0) {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "invalid value \"%V\" in \"capture\" "
+                               "directive, it must be \"on\", \"off\" or "
+                               "a variable", &value[1]);
+            return NGX_CONF_ERROR;
+        }
+
+        clcf->variable = ngx_palloc(cf->pool,
+                                    sizeof(ngx_http_complex_value_t));
+        if (clcf->variable == NULL) {
+            return NGX_CONF_ERROR;
+        }
+
+        ngx_memzero(&ccv, sizeof(ngx_http_compile_complex_value_t));
+
+        ccv.cf = cf;
+        ccv.value = &value[1];
+        ccv.complex_value = clcf->variable;
+
+        if (ngx_http_compile_complex_value(&ccv) != NGX_OK) {
+            return NGX_CONF_ERROR;
+        }
+    }
+
+    clcf->enable = 1;
+
+    cscf = ngx_http_conf_get_module_srv_conf(cf, ngx_http_capture_module);
+    cscf->used = 1;
+
+    cmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_capture_module);
+    cmcf->used = 1;
+
+    if (cmcf->zone == NULL
+        && ngx_http_capture_status_zone(cf, cmcf) != NGX_OK)
+    {
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+/* capture_sidecar unix:/path */
+
+static char *
+ngx_http_capture_set_sidecar(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_capture_main_conf_t *cmcf = conf;
+
+    size_t      max;
+    ngx_str_t  *value, path;
+
+    if (cmcf->sidecar.len) {
+        return "is duplicate";
+    }
+
+    value = cf->args->elts;
+    path = value[1];
+
+    if (path.len < 5 || ngx_strncmp(path.data, "unix:", 5) != 0) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"capture_sidecar\" takes \"unix:/path\", "
+                           "not \"%V\"", &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
+    path.data += 5;
+    path.len -= 5;
+
+    if (path.len == 0 || path.data[0] != '/') {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "the path in \"capture_sidecar %V\" must begin "
+                           "with \"/\"", &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
+    max = sizeof(((struct sockaddr_un *) 0)->sun_path) - 1;
+
+    if (path.len > max) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "the path in \"capture_sidecar %V\" has %uz bytes, "
+                           "a Unix socket's may have %uz",
+                           &value[1], path.len, max);
+        return NGX_CONF_ERROR;
+    }
+
+    cmcf->sidecar = path;
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_capture_set_buffer(ngx_conf_t *cf, void *post, void *data)
+{
+    size_t *size = data;
+
+    if (*size < NGX_HTTP_CAPTURE_BUFFER_MIN) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"capture_buffer\" must be at least 1m");
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_capture_set_wait(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_str_t  *value;
+
+    value = cf->args->elts;
+
+    if (cf->args->nelts == 2 && ngx_strcmp(value[1].data, "off") == 0) {
+        return NGX_CONF_OK;
+    }
+
+    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                       "\"capture_wait\" takes only \"off\": waiting for "
+                       "durability is not built yet");
+    return NGX_CONF_ERROR;
+}
+
+
+static char *
+ngx_http_capture_set_include(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_str_t   *value;
+    ngx_uint_t   i;
+
+    value = cf->args->elts;
+
+    for (i = 1; i < cf->args->nelts; i++) {
+        if (ngx_strcmp(value[i].data, "not_forwarded") == 0) {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "\"capture_include not_forwarded\" "
+                               "is not built yet");
+            return NGX_CONF_ERROR;
+        }
+    }
+
+    return ngx_conf_set_bitmask_slot(cf, cmd, conf);
+}
+
+
+static char *
+ngx_http_capture_not_built(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                       "\"%V\" belongs to waiting, which is not built yet",
+                       &cmd->name);
+    return NGX_CONF_ERROR;
+}
+
+
+/* capture_status: a location's handler */
+
+static char *
+ngx_http_capture_set_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_core_loc_conf_t      *clcf;
+    ngx_http_capture_main_conf_t  *cmcf;
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+    clcf->handler = ngx_http_capture_status_handler;
+
+    cmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_capture_module);
+
+    if (cmcf->zone == NULL
+        && ngx_http_capture_status_zone(cf, cmcf) != NGX_OK)
+    {
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
+}

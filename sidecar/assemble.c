@@ -1,0 +1,498 @@
+#include "sidecar/assemble.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "sidecar/metrics.h"
+
+#define DAY_NS 86400000000000ll
+
+/* Of each slot: the connection in it, or the last one that was. */
+typedef struct {
+    conn *conn;
+    uint32_t generation;
+    uint8_t reason; /* that one was abandoned; its frames may still come */
+    bool used;
+} slot_entry;
+
+struct assemble {
+    pool *pool;
+    ledger *ledger;
+    loop *loop;
+    int64_t flush_ns;
+    int64_t earliest_ns, latest_ns; /* that a time may be, in this turn */
+    size_t limit;                   /* bytes of a record, in this turn */
+    slot_entry *slots;
+    struct conn_list conns; /* all of them */
+    struct conn_list timed; /* the first unsent the longest ago */
+    loop_timer timer;
+};
+
+static void conn_abandoned(conn *c, unsigned reason);
+static void conn_closed(conn *c);
+static void timer_due(loop_timer *timer);
+
+const ledger_events assemble_events = {conn_abandoned, conn_closed};
+
+/* ---- life ---- */
+
+assemble *assemble_new(pool *p, ledger *lg, loop *l, int64_t flush_ns) {
+    assemble *a = calloc(1, sizeof(*a));
+
+    if (a == NULL) {
+        return NULL;
+    }
+    a->slots = calloc(p->geometry.nslots, sizeof(*a->slots));
+    if (a->slots == NULL) {
+        free(a);
+        return NULL;
+    }
+    a->pool = p;
+    a->ledger = lg;
+    a->loop = l;
+    a->flush_ns = flush_ns;
+    a->timer.due = timer_due;
+    TAILQ_INIT(&a->conns);
+    TAILQ_INIT(&a->timed);
+    assemble_turn(a);
+    return a;
+}
+
+static void untime(assemble *a, conn *c) {
+    if (c->is_timed) {
+        c->is_timed = false;
+        TAILQ_REMOVE(&a->timed, c, timed);
+    }
+}
+
+void assemble_discard(assemble *a) {
+    conn *c, *next;
+
+    for (c = TAILQ_FIRST(&a->conns); c != NULL; c = next) {
+        next = TAILQ_NEXT(c, all);
+        untime(a, c);
+        ledger_discard(a->ledger, c);
+    }
+    loop_timer_cancel(a->loop, &a->timer);
+}
+
+void assemble_free(assemble *a) {
+    assemble_discard(a);
+    free(a->slots);
+    free(a);
+}
+
+bool assemble_empty(const assemble *a) {
+    return TAILQ_EMPTY(&a->conns);
+}
+
+void assemble_turn(assemble *a) {
+    struct timespec ts;
+    int64_t now;
+
+    clock_gettime(CLOCK_REALTIME, &ts);
+    now = (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+    a->earliest_ns = now - DAY_NS;
+    a->latest_ns = now + DAY_NS;
+    a->limit = ledger_record_limit(a->ledger);
+}
+
+/* ---- when a connection is due ---- */
+
+static void flush(assemble *a, conn *c) {
+    untime(a, c);
+    ledger_flush(a->ledger, c);
+}
+
+static void arm(assemble *a) {
+    const conn *c = TAILQ_FIRST(&a->timed);
+
+    if (c != NULL && a->timer.heap == 0) {
+        loop_timer_set(a->loop, &a->timer, c->due_ns - loop_now_ns(a->loop));
+    }
+}
+
+static void timer_due(loop_timer *timer) {
+    assemble *a =
+        (assemble *)(void *)((char *)timer - offsetof(assemble, timer));
+    conn *c;
+
+    while ((c = TAILQ_FIRST(&a->timed)) != NULL &&
+           c->due_ns <= loop_now_ns(a->loop)) {
+        flush(a, c);
+    }
+    arm(a);
+}
+
+/* All have the same delay, so that the list is in the order of their times. */
+static void flush_later(assemble *a, conn *c) {
+    c->is_timed = true;
+    c->due_ns = loop_now_ns(a->loop) + a->flush_ns;
+    TAILQ_INSERT_TAIL(&a->timed, c, timed);
+    arm(a);
+}
+
+/* Something was appended that need not go at once. */
+static void queued(assemble *a, conn *c) {
+    if (c->flushes > 0) {
+        return;
+    }
+    if (c->unsent_cost >= a->limit) {
+        flush(a, c);
+    } else if (c->unsent == 0) {
+        ledger_settle(a->ledger, c);
+    } else if (!c->is_timed) {
+        flush_later(a, c);
+    }
+}
+
+void assemble_relieve(assemble *a) {
+    const pool *p = a->pool;
+    conn *c;
+
+    while (p->held > p->geometry.nblocks / 2 &&
+           (c = TAILQ_FIRST(&a->timed)) != NULL &&
+           p->ring_head - p->blocks[c->send->block].order >=
+               p->geometry.nblocks / 4) {
+        flush(a, c);
+    }
+}
+
+void assemble_flush(assemble *a) {
+    conn *c;
+
+    while ((c = TAILQ_FIRST(&a->timed)) != NULL) {
+        flush(a, c);
+    }
+}
+
+/* ---- connections ---- */
+
+/* An id goes into keys, into text that is split at `|`, and into names of
+   files. */
+static bool id_is_good(const char *id, size_t len) {
+    if (len == 0 || len > CAP_ID_SIZE) {
+        return false;
+    }
+    for (size_t i = 0; i < len; i++) {
+        if (id[i] <= ' ' || id[i] > '~' || id[i] == '|' || id[i] == '/') {
+            return false;
+        }
+    }
+    return true;
+}
+
+static conn *open_conn(assemble *a, const cap_frame *f, const char **why) {
+    const cap_slot *s =
+        cap_slot_at(a->pool->header, &a->pool->geometry, f->slot);
+    slot_entry *e = &a->slots[f->slot];
+    conn *c = calloc(1, sizeof(*c));
+
+    *why = NULL;
+    if (c == NULL) {
+        return NULL;
+    }
+    c->id_len = s->id_len;
+    memcpy(c->id, s->id, sizeof(c->id));
+    if (s->generation != f->slot_generation) {
+        *why = "a frame's connection is not the slot's";
+    } else if (s->topic != 0 || s->cluster != 0) {
+        *why = "a slot's topic is not permitted";
+    } else if (!id_is_good(c->id, c->id_len)) {
+        *why = "a connectionId is not printable";
+    }
+    if (*why != NULL) {
+        free(c);
+        return NULL;
+    }
+    c->pool = a->pool;
+    c->home = a;
+    c->slot = f->slot;
+    c->generation = f->slot_generation;
+    c->next_number = 1;
+    c->partition = -1;
+    TAILQ_INSERT_TAIL(&a->conns, c, all);
+    metrics_cell[METRIC_CONNECTIONS]++;
+    e->conn = c;
+    e->generation = c->generation;
+    e->reason = CAP_NONE;
+    e->used = true;
+    return c;
+}
+
+static void conn_abandoned(conn *c, unsigned reason) {
+    assemble *a = c->home;
+    slot_entry *e = &a->slots[c->slot];
+
+    untime(a, c);
+    e->conn = NULL;
+    e->reason = (uint8_t)reason;
+}
+
+static void conn_closed(conn *c) {
+    assemble *a = c->home;
+    slot_entry *e = &a->slots[c->slot];
+
+    untime(a, c);
+    TAILQ_REMOVE(&a->conns, c, all);
+    metrics_cell[METRIC_CONNECTIONS]--;
+    if (e->conn == c) {
+        e->conn = NULL;
+    }
+    free(c);
+}
+
+/* The worker has not heard yet that this connectionId was abandoned. */
+static void late_frame(assemble *a, const slot_entry *e, const cap_frame *f) {
+    if (f->type == CAP_FRAME_READ && (f->flags & CAP_FRAME_BEGIN)) {
+        pool_count_taken(a->pool);
+        pool_count_reason(a->pool, e->reason);
+    }
+}
+
+/*
+ * The connection of a frame.  NULL: the frame is for none (*why is NULL too,
+ * and *reason CAP_NONE), or the link must end.
+ */
+static conn *conn_of(assemble *a, const cap_frame *f, const char **why,
+                     enum cap_reason *reason) {
+    slot_entry *e = &a->slots[f->slot];
+    conn *c;
+
+    *why = NULL;
+    *reason = CAP_NONE;
+    if (e->used && e->generation == f->slot_generation) {
+        if (e->conn == NULL && e->reason == CAP_NONE) {
+            *why = "a frame of a closed connection";
+            *reason = CAP_BAD_LINK;
+        } else if (e->conn == NULL) {
+            late_frame(a, e, f);
+        }
+        return e->conn;
+    }
+    if (e->conn != NULL) {
+        *why = "a slot was taken twice";
+        *reason = CAP_BAD_LINK;
+        return NULL;
+    }
+    c = open_conn(a, f, why);
+    if (c == NULL) {
+        *reason = *why != NULL ? CAP_BAD_LINK : CAP_INTERNAL;
+    }
+    return c;
+}
+
+/* ---- grammar ---- */
+
+/* The phase after a frame, or -1: it must not come in this one. */
+static int next_phase(const conn *c, const cap_frame *f) {
+    switch (f->type) {
+    case CAP_FRAME_READ:
+        return c->phase ==
+                       (f->flags & CAP_FRAME_BEGIN ? CONN_IDLE : CONN_REQUEST)
+                   ? CONN_REQUEST
+                   : -1;
+    case CAP_FRAME_EOM:
+        return c->phase == CONN_REQUEST ? CONN_COMPLETE : -1;
+    case CAP_FRAME_WRITE:
+        return c->phase == CONN_COMPLETE || c->phase == CONN_RESPONSE
+                   ? CONN_RESPONSE
+                   : -1;
+    case CAP_FRAME_END:
+        if (c->phase != CONN_COMPLETE && c->phase != CONN_RESPONSE) {
+            return -1;
+        }
+        return f->code == CAP_END_COMPLETE ? CONN_IDLE : CONN_ENDED;
+    case CAP_FRAME_DROP:
+        return c->phase == CONN_REQUEST || c->phase == CONN_COMPLETE ? CONN_IDLE
+                                                                     : -1;
+    case CAP_FRAME_ABANDON:
+        return c->phase != CONN_ENDED ? CONN_ENDED : -1;
+    case CAP_FRAME_CLOSE:
+        return c->phase == CONN_IDLE ? CONN_ENDED : -1;
+    default:
+        return -1;
+    }
+}
+
+static bool code_is_good(const cap_frame *f) {
+    switch (f->type) {
+    case CAP_FRAME_END:
+        return f->code <= CAP_END_TRUNCATED;
+    case CAP_FRAME_DROP:
+        return cap_reason_class(f->code) == CAP_CLASS_FILTERED;
+    case CAP_FRAME_ABANDON:
+        return cap_reason_class(f->code) == CAP_CLASS_LOST;
+    default:
+        return true;
+    }
+}
+
+/* ---- frames ---- */
+
+static int64_t sound_time(const assemble *a, conn *c, int64_t ts_ns) {
+    if (ts_ns < a->earliest_ns) {
+        ts_ns = a->earliest_ns;
+    }
+    if (ts_ns > a->latest_ns) {
+        ts_ns = a->latest_ns;
+    }
+    if (ts_ns < c->last_ts_ns) {
+        ts_ns = c->last_ts_ns;
+    }
+    return c->last_ts_ns = ts_ns;
+}
+
+static void on_read(assemble *a, conn *c, frame_ref *r) {
+    if (r->flags & CAP_FRAME_BEGIN) {
+        pool_count_taken(a->pool);
+        c->begin_prev = c->tail;
+        c->begin = r;
+    }
+    conn_append(c, r);
+    queued(a, c);
+}
+
+static void on_eom(assemble *a, conn *c, frame_ref *r) {
+    c->eom = r;
+    conn_append(c, r);
+    if (r->flags & CAP_FRAME_WAIT) {
+        c->waits = true;
+        flush(a, c);
+    } else {
+        queued(a, c);
+    }
+}
+
+static void on_end(assemble *a, conn *c, frame_ref *r) {
+    c->begin = NULL;
+    c->eom = NULL;
+    conn_append(c, r);
+    if (r->code != CAP_END_COMPLETE || !c->waits) {
+        flush(a, c);
+    } else {
+        queued(a, c);
+    }
+}
+
+static void on_drop(assemble *a, conn *c, frame_ref *r) {
+    if (conn_cut_exchange(c, r->code)) {
+        pool_release(a->pool, r);
+        flush(a, c); /* what was due with it is due now */
+        return;
+    }
+    conn_withdraw_eom(c);
+    conn_append(c, r);
+    if (c->waits) {
+        queued(a, c);
+    } else {
+        flush(a, c);
+    }
+}
+
+static void on_abandon(assemble *a, conn *c, frame_ref *r, bool complete) {
+    if (!complete) {
+        conn_cut_exchange(c, r->code);
+    }
+    conn_append(c, r);
+    flush(a, c);
+}
+
+static void take(assemble *a, conn *c, frame_ref *r, uint8_t phase) {
+    bool complete = c->phase == CONN_COMPLETE || c->phase == CONN_RESPONSE;
+
+    c->phase = phase;
+    switch (r->type) {
+    case CAP_FRAME_READ:
+        on_read(a, c, r);
+        break;
+    case CAP_FRAME_EOM:
+        on_eom(a, c, r);
+        break;
+    case CAP_FRAME_END:
+        on_end(a, c, r);
+        break;
+    case CAP_FRAME_DROP:
+        on_drop(a, c, r);
+        break;
+    case CAP_FRAME_ABANDON:
+        on_abandon(a, c, r, complete);
+        break;
+    case CAP_FRAME_CLOSE:
+        conn_append(c, r);
+        flush(a, c);
+        break;
+    default: /* WRITE */
+        conn_append(c, r);
+        queued(a, c);
+        break;
+    }
+}
+
+enum cap_reason assemble_frame(assemble *a, const pool_frame *f,
+                               const char **why) {
+    enum cap_reason reason;
+    conn *c = conn_of(a, &f->head, why, &reason);
+    frame_ref *r;
+    int phase;
+
+    if (c == NULL) {
+        return reason;
+    }
+    phase = next_phase(c, &f->head);
+    if (phase == -1 || !code_is_good(&f->head)) {
+        *why = phase == -1 ? "a frame in the wrong place"
+                           : "a frame with an impossible code";
+        return CAP_BAD_LINK;
+    }
+    r = pool_hold(a->pool, f);
+    if (r == NULL) {
+        *why = "out of memory";
+        return CAP_INTERNAL;
+    }
+    r->flags &= CONN_FRAME_WORKERS;
+    r->ts_ns = sound_time(a, c, r->ts_ns);
+    take(a, c, r, (uint8_t)phase);
+    return CAP_NONE;
+}
+
+/* ---- the end ---- */
+
+static void end_conn(assemble *a, conn *c, enum cap_reason reason) {
+    bool quiet = c->phase == CONN_IDLE && reason == CAP_WORKER_EXIT;
+    frame_ref *r;
+
+    if (c->slot_returned || (c->phase == CONN_ENDED && !c->unsent_end) ||
+        (c->phase == CONN_ENDED && reason == CAP_WORKER_EXIT)) {
+        return; /* its end is on the way */
+    }
+    if (reason != CAP_WORKER_EXIT) {
+        conn_cut_unsent(c, reason);
+    } else if (c->phase == CONN_REQUEST) {
+        conn_cut_exchange(c, reason);
+    }
+    c->phase = CONN_ENDED;
+    untime(a, c);
+    r = pool_make(a->pool, quiet ? CAP_FRAME_CLOSE : CAP_FRAME_ABANDON,
+                  quiet ? CAP_NONE : (uint16_t)reason,
+                  sound_time(a, c, a->latest_ns - DAY_NS));
+    if (r == NULL) {
+        conn_cut_all(c, CAP_INTERNAL, CAP_RESPONSE);
+        ledger_discard(a->ledger, c);
+        return;
+    }
+    r->flags = CONN_FRAME_SIDECAR;
+    conn_append(c, r);
+    ledger_flush(a->ledger, c);
+}
+
+void assemble_end(assemble *a, enum cap_reason reason) {
+    conn *c, *next;
+
+    assemble_turn(a);
+    for (c = TAILQ_FIRST(&a->conns); c != NULL; c = next) {
+        next = TAILQ_NEXT(c, all);
+        end_conn(a, c, reason);
+    }
+}

@@ -1,0 +1,709 @@
+#include "sidecar/config.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <grp.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <pwd.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include "sidecar/log.h"
+
+#define K 1024ull
+#define M (1024 * K)
+#define G (1024 * M)
+#define MS 1000000ull
+#define S (1000 * MS)
+#define MINUTE (60 * S)
+
+/* What a value must be shorter than for the socket's address, NUL included. */
+#define SOCKET_PATH_SIZE sizeof(((struct sockaddr_un *)0)->sun_path)
+
+/* The largest value that the Java producer makes: 1 MiB less 500 bytes. */
+#define RECORD_SIZE_MAX 1048076
+#define RECORD_SIZE_TEXT "1048076"
+
+/* X(key, field, type, default, min, max, choices, help)
+   A default of NULL: nothing.  For CHOICE, `min` is unused, `choices` are
+   separated by "|" and the field gets the index as its own type says. */
+/* clang-format off */
+#define CONFIG_KEYS(X)                                                                            \
+    X("listen", listen, SOCKET, NULL, 0, 0, NULL,                                                 \
+      "The Unix socket that NGINX workers connect to: unix:/absolute/path. Required.")            \
+    X("listen.mode", listen_mode, MODE, "0660", 0, 0777, NULL, "The socket's permissions.")       \
+    X("listen.owner", listen_owner, USER, NULL, 0, 0, NULL,                                       \
+      "The socket's owner: a user's name or number.")                                             \
+    X("listen.group", listen_group, GROUP, NULL, 0, 0, NULL,                                      \
+      "The socket's group: a name or number; the group that NGINX's workers have.")               \
+    X("listen.allowed_uids", allowed_uids, UIDS, NULL, 0, 0, NULL,                                \
+      "Users, by commas, whose processes may connect. Default: whom the socket's mode lets in.")  \
+    X("topic", topic, TOPIC, "logging-traffic-topic", 0, 0, NULL,                                 \
+      "The Kafka topic that the records go to.")                                                  \
+    X("metrics.listen", metrics_listen, ADDRESS, NULL, 0, 0, NULL,                                \
+      "host:port of the HTTP server for /metrics, /live and /ready. Default: none.")              \
+    X("export.path", export_path, PATH, NULL, 0, 0, NULL,                                         \
+      "A directory into which every record is also written; it must be the sidecar's own. "       \
+      "Without kafka.bootstrap.servers it is the only output.")                                   \
+    X("export.format", export_protocap, CHOICE, "lines", 0, 0, "lines|protocap",                  \
+      "lines: `connectionId|base64` lines in one file a start; protocap: a file a record.")       \
+    X("export.size", export_size, SIZE, "1g", K, 1024 * G, NULL,                                  \
+      "The export stops when it has written this much.")                                          \
+    X("record.size", record_size, SIZE, RECORD_SIZE_TEXT, 4 * K, RECORD_SIZE_MAX, NULL,           \
+      "The largest record. A smaller max.message.bytes of the topic lowers it further.")          \
+    X("inflight.size", inflight_size, SIZE, "64m", M, 64 * G, NULL,                               \
+      "Encoded records that Kafka has not acknowledged yet, at most.")                            \
+    X("pools.size", pools_size, SIZE, "8g", M, 1024 * G, NULL,                                    \
+      "Memory shared with all workers together, at most.")                                        \
+    X("flush.time", flush_time, TIME, "1s", MS, MINUTE, NULL,                                     \
+      "What has been captured of a connection is sent after this time at the latest.")            \
+    X("drain.time", drain_time, TIME, "10s", 0, 60 * MINUTE, NULL,                                \
+      "After TERM, how long to wait for acknowledgements before giving up.")                      \
+    X("log.level", log_level, CHOICE, "info", 0, 0, "error|warn|info|debug",                      \
+      "What is logged to standard error.")                                                        \
+    X("durability", listen, DURABILITY, "kafka", 0, 0, "kafka",                                   \
+      "kafka: a record is durable when all in-sync replicas have it.")                            \
+    X("spool.path", listen, LATER, NULL, 0, 0, NULL, "Not built yet.")                            \
+    X("spool.size", listen, LATER, NULL, 0, 0, NULL, "Not built yet.")                            \
+    X("settle.time", listen, LATER, NULL, 0, 0, NULL, "Not built yet.")
+/* clang-format on */
+
+typedef struct {
+    const char *name;
+    size_t offset;
+    enum config_type type;
+    const char *initial;
+    uint64_t min, max;
+    const char *choices;
+    const char *help;
+} key;
+
+static const key keys[] = {
+#define X(name, field, type, initial, min, max, choices, help)                 \
+    {name, offsetof(config, field), CONFIG_##type, initial, min, max, choices, \
+     help},
+    CONFIG_KEYS(X)
+#undef X
+};
+
+#define NKEYS (sizeof(keys) / sizeof(*keys))
+
+/* The file that is being read. */
+typedef struct {
+    config *c;
+    const char *file;
+    int line;
+    FILE *err;
+    int mistakes;
+    int seen[NKEYS]; /* the line where each key was, or 0 */
+} reader;
+
+/* What a parser fills in when it does not like a value. */
+typedef struct {
+    char text[256];
+} complaint;
+
+static int __attribute__((format(printf, 2, 3)))
+refuse(complaint *why, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(why->text, sizeof(why->text), format, args);
+    va_end(args);
+    return -1;
+}
+
+static void __attribute__((format(printf, 2, 3)))
+mistake(reader *r, const char *format, ...) {
+    va_list args;
+    fprintf(r->err, "%s:%d: ", r->file, r->line);
+    va_start(args, format);
+    vfprintf(r->err, format, args);
+    va_end(args);
+    fputc('\n', r->err);
+    r->mistakes++;
+}
+
+/* names */
+
+bool config_is_secret(const char *kafka_name) {
+    static const char *const parts[] = {"password",           "secret",
+                                        "passphrase",         ".pem",
+                                        "oauthbearer.config", "jaas"};
+    for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++)
+        if (strstr(kafka_name, parts[i]) != NULL)
+            return true;
+    return false;
+}
+
+const char *config_kafka(const config *c, const char *kafka_name) {
+    for (size_t i = 0; i < c->nkafka; i++)
+        if (strcmp(c->kafka[i].name, kafka_name) == 0)
+            return c->kafka[i].value;
+    return NULL;
+}
+
+/* Levenshtein's distance; names longer than the row are far from all. */
+static size_t distance(const char *a, const char *b) {
+    size_t row[80], n = strlen(b);
+    if (n + 1 > sizeof(row) / sizeof(*row))
+        return SIZE_MAX;
+    for (size_t j = 0; j <= n; j++)
+        row[j] = j;
+    for (size_t i = 1; *a != '\0'; a++, i++) {
+        size_t diagonal = row[0];
+        row[0] = i;
+        for (size_t j = 1; j <= n; j++) {
+            size_t best = diagonal + (*a != b[j - 1]);
+            if (row[j] + 1 < best)
+                best = row[j] + 1;
+            if (row[j - 1] + 1 < best)
+                best = row[j - 1] + 1;
+            diagonal = row[j];
+            row[j] = best;
+        }
+    }
+    return row[n];
+}
+
+const char *config_nearest(const char *name, const char *const *names,
+                           size_t n) {
+    const char *nearest = NULL;
+    size_t least = strlen(name) / 3 + 2;
+    for (size_t i = 0; i < n; i++) {
+        size_t d = distance(name, names[i]);
+        if (d < least) {
+            least = d;
+            nearest = names[i];
+        }
+    }
+    return nearest;
+}
+
+/* values: each parser is 0, or -1 with `why` filled */
+
+static int parse_number(const char *text, uint64_t *into, const char **rest) {
+    char *end;
+    if (!isdigit((unsigned char)*text))
+        return -1;
+    errno = 0;
+    *into = strtoull(text, &end, 10);
+    *rest = end;
+    return errno == 0 ? 0 : -1;
+}
+
+typedef struct {
+    const char *name;
+    uint64_t factor;
+} unit;
+
+/* 0 and the whole text used, or -1. */
+static int parse_with_unit(const char *text, const unit *units,
+                           uint64_t *into) {
+    const char *rest;
+    uint64_t n;
+    if (parse_number(text, &n, &rest) == -1)
+        return -1;
+    for (; units->name != NULL; units++)
+        if (strcasecmp(rest, units->name) == 0)
+            return __builtin_mul_overflow(n, units->factor, into) ? -1 : 0;
+    *into = 0;
+    return n == 0 && *rest == '\0' ? 0 : -1;
+}
+
+static void format_with_unit(uint64_t n, const unit *units, char *into,
+                             size_t size) {
+    const unit *best = units;
+    for (const unit *u = units; u->name != NULL; u++)
+        if (n != 0 && n % u->factor == 0 && u->factor > best->factor)
+            best = u;
+    snprintf(into, size, "%" PRIu64 "%s", n / best->factor, best->name);
+}
+
+static const unit size_units[] = {
+    {"", 1}, {"k", K}, {"m", M}, {"g", G}, {NULL, 0}};
+static const unit time_units[] = {
+    {"ms", MS}, {"s", S}, {"m", MINUTE}, {"h", 60 * MINUTE}, {NULL, 0}};
+
+static int parse_scaled(const key *k, const char *value, uint64_t *into,
+                        complaint *why) {
+    bool time = k->type == CONFIG_TIME;
+    const unit *units = time ? time_units : size_units;
+    char min[32], max[32];
+    if (parse_with_unit(value, units, into) == -1)
+        return refuse(
+            why,
+            time ? "give a number with its unit, like 500ms, 3s or 5m"
+                 : "give a number of bytes, or one with k, m or g, like 64m");
+    if (*into >= k->min && *into <= k->max)
+        return 0;
+    format_with_unit(k->min, units, min, sizeof(min));
+    format_with_unit(k->max, units, max, sizeof(max));
+    return refuse(why, "it must be from %s to %s", min, max);
+}
+
+static int parse_mode(const char *value, mode_t *into, complaint *why) {
+    char *end;
+    unsigned long n = strtoul(value, &end, 8);
+    if (!isdigit((unsigned char)*value) || *end != '\0' || n > 0777)
+        return refuse(why, "give an octal mode from 0 to 0777, like 0660");
+    *into = (mode_t)n;
+    return 0;
+}
+
+/* A number that is a uid or gid; (uint32_t)-1 means "unchanged" to chown. */
+static int parse_id(const char *value, uint32_t *into) {
+    const char *rest;
+    uint64_t n;
+    if (parse_number(value, &n, &rest) == -1 || *rest != '\0' ||
+        n >= UINT32_MAX)
+        return -1;
+    *into = (uint32_t)n;
+    return 0;
+}
+
+static int parse_user(const char *value, uid_t *into, complaint *why) {
+    if (parse_id(value, into) == 0)
+        return 0;
+    const struct passwd *user = getpwnam(value);
+    if (user == NULL)
+        return refuse(why, "there is no user \"%s\" on this system", value);
+    *into = user->pw_uid;
+    return 0;
+}
+
+static int parse_group(const char *value, gid_t *into, complaint *why) {
+    if (parse_id(value, into) == 0)
+        return 0;
+    const struct group *group = getgrnam(value);
+    if (group == NULL)
+        return refuse(why, "there is no group \"%s\" on this system", value);
+    *into = group->gr_gid;
+    return 0;
+}
+
+static int parse_uids(config *c, char *value, complaint *why) {
+    char *save, *one;
+    for (one = strtok_r(value, ", \t", &save); one != NULL;
+         one = strtok_r(NULL, ", \t", &save)) {
+        if (c->nallowed_uids == CONFIG_MAX_UIDS)
+            return refuse(why, "at most %d users can be listed",
+                          CONFIG_MAX_UIDS);
+        if (parse_user(one, &c->allowed_uids[c->nallowed_uids], why) == -1)
+            return -1;
+        c->nallowed_uids++;
+    }
+    return c->nallowed_uids > 0 ? 0 : refuse(why, "list users by commas");
+}
+
+static int keep(char **into, const char *value, complaint *why) {
+    *into = strdup(value);
+    return *into != NULL ? 0 : refuse(why, "out of memory");
+}
+
+static int parse_socket(const char *value, char **into, complaint *why) {
+    if (strncmp(value, "unix:", 5) != 0 || value[5] != '/')
+        return refuse(why, "give an absolute path after \"unix:\", like "
+                           "unix:/run/capture.sock");
+    value += 5;
+    if (strlen(value) >= SOCKET_PATH_SIZE)
+        return refuse(why,
+                      "the path has %zu bytes; a socket's can have %zu at most",
+                      strlen(value), SOCKET_PATH_SIZE - 1);
+    if (value[strlen(value) - 1] == '/')
+        return refuse(why, "that is a directory: name a file in it");
+    return keep(into, value, why);
+}
+
+static int parse_path(const char *value, char **into, complaint *why) {
+    if (value[0] != '/')
+        return refuse(why, "give an absolute path");
+    return keep(into, value, why);
+}
+
+static int parse_address(const char *value, char **into, complaint *why) {
+    const char *colon = strrchr(value, ':'), *rest;
+    uint64_t port;
+    if (colon == NULL || colon == value ||
+        parse_number(colon + 1, &port, &rest) == -1 || *rest != '\0' ||
+        port > 65535)
+        return refuse(why, "give host:port, like 127.0.0.1:9145 or [::1]:9145");
+    if (memchr(value, ':', (size_t)(colon - value)) != NULL &&
+        (value[0] != '[' || colon[-1] != ']'))
+        return refuse(why, "put the IPv6 address in brackets, like [::1]:9145");
+    return keep(into, value, why);
+}
+
+/* Kafka's own rule for names. */
+static int parse_topic(const char *value, char **into, complaint *why) {
+    size_t len =
+        strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                      "0123456789._-");
+    if (value[len] != '\0' || len > 249 || strcmp(value, ".") == 0 ||
+        strcmp(value, "..") == 0)
+        return refuse(why, "a topic's name has letters, digits, \".\", \"_\" "
+                           "and \"-\", and at "
+                           "most 249 of them");
+    return keep(into, value, why);
+}
+
+/* The choice's index, or -1. */
+static int parse_choice(const key *k, const char *value, complaint *why) {
+    size_t len = strlen(value);
+    const char *at = k->choices;
+    for (int i = 0; at != NULL; i++) {
+        size_t n = strcspn(at, "|");
+        if (n == len && memcmp(at, value, n) == 0)
+            return i;
+        at = at[n] == '|' ? at + n + 1 : NULL;
+    }
+    return refuse(why, "choose one of: %s", k->choices);
+}
+
+static int parse_durability(const key *k, const char *value, complaint *why) {
+    if (strcmp(value, "disk") == 0)
+        return refuse(why,
+                      "durability by the spool is not built yet: use kafka");
+    return parse_choice(k, value, why) == -1 ? -1 : 0;
+}
+
+static int store_choice(const key *k, const char *value, void *field,
+                        complaint *why) {
+    int index = parse_choice(k, value, why);
+    if (index == -1)
+        return -1;
+    if (k->offset == offsetof(config, export_protocap))
+        *(bool *)field = index == 1;
+    else
+        *(int *)field = index;
+    return 0;
+}
+
+static int store(config *c, const key *k, char *value, complaint *why) {
+    void *field = (char *)c + k->offset;
+    switch (k->type) {
+    case CONFIG_SOCKET:
+        return parse_socket(value, field, why);
+    case CONFIG_TEXT:
+        return keep(field, value, why);
+    case CONFIG_TOPIC:
+        return parse_topic(value, field, why);
+    case CONFIG_PATH:
+        return parse_path(value, field, why);
+    case CONFIG_ADDRESS:
+        return parse_address(value, field, why);
+    case CONFIG_SIZE:
+    case CONFIG_TIME:
+        return parse_scaled(k, value, field, why);
+    case CONFIG_MODE:
+        return parse_mode(value, field, why);
+    case CONFIG_USER:
+        return parse_user(value, field, why);
+    case CONFIG_GROUP:
+        return parse_group(value, field, why);
+    case CONFIG_UIDS:
+        return parse_uids(c, value, why);
+    case CONFIG_CHOICE:
+        return store_choice(k, value, field, why);
+    case CONFIG_DURABILITY:
+        return parse_durability(k, value, why);
+    case CONFIG_LATER:
+        return refuse(why, "this key is not built yet: leave it out");
+    }
+    return refuse(why, "internal error");
+}
+
+/* lines */
+
+static void read_kafka(reader *r, const char *name, const char *value) {
+    config *c = r->c;
+    for (size_t i = 0; i < c->nkafka; i++)
+        if (strcmp(c->kafka[i].name, name) == 0) {
+            mistake(r,
+                    "kafka.%s is already set in line %d: leave one of them out",
+                    name, c->kafka[i].line);
+            return;
+        }
+    if (*name == '\0' || c->nkafka == CONFIG_MAX_KAFKA) {
+        mistake(r, *name == '\0'
+                       ? "kafka. needs the name of a property of librdkafka"
+                       : "there are too many kafka.* keys");
+        return;
+    }
+    config_property *p = &c->kafka[c->nkafka++];
+    p->name = strdup(name);
+    p->value = strdup(value);
+    p->line = r->line;
+    if (p->name == NULL || p->value == NULL)
+        mistake(r, "out of memory");
+}
+
+static const key *find_key(const char *name) {
+    for (size_t i = 0; i < NKEYS; i++)
+        if (strcmp(keys[i].name, name) == 0)
+            return &keys[i];
+    return NULL;
+}
+
+static void unknown_key(reader *r, const char *name) {
+    const char *names[NKEYS + 1];
+    for (size_t i = 0; i < NKEYS; i++)
+        names[i] = keys[i].name;
+    names[NKEYS] = "kafka.bootstrap.servers";
+    const char *nearest = config_nearest(name, names, NKEYS + 1);
+    if (nearest != NULL)
+        mistake(r, "unknown key \"%s\": did you mean \"%s\"?", name, nearest);
+    else
+        mistake(r, "unknown key \"%s\": --help-config lists all keys", name);
+}
+
+static void read_pair(reader *r, const char *name, char *value) {
+    complaint why;
+    if (*value == '\0') {
+        mistake(r, "%s has no value: give one or leave the line out", name);
+        return;
+    }
+    if (strncmp(name, "kafka.", 6) == 0) {
+        read_kafka(r, name + 6, value);
+        return;
+    }
+    const key *k = find_key(name);
+    if (k == NULL) {
+        unknown_key(r, name);
+        return;
+    }
+    int *seen = &r->seen[k - keys];
+    if (*seen != 0) {
+        mistake(r, "%s is already set in line %d: leave one of them out", name,
+                *seen);
+        return;
+    }
+    *seen = r->line;
+    char shown[128]; /* strtok in a parser changes the value */
+    snprintf(shown, sizeof(shown), "%s", value);
+    if (store(r->c, k, value, &why) == -1)
+        mistake(r, "%s = %s: %s", name, shown, why.text);
+}
+
+static char *trim(char *s) {
+    while (isspace((unsigned char)*s))
+        s++;
+    char *end = s + strlen(s);
+    while (end > s && isspace((unsigned char)end[-1]))
+        end--;
+    *end = '\0';
+    return s;
+}
+
+static void read_line(reader *r, char *line, size_t len) {
+    if (strlen(line) != len) {
+        mistake(r, "there is a NUL byte: this is not a text file");
+        return;
+    }
+    line = trim(line);
+    if (*line == '\0' || *line == '#')
+        return;
+    char *equals = strchr(line, '=');
+    if (equals == NULL) {
+        /* not the line itself: it may be the rest of a secret */
+        mistake(r, "no \"=\": a line is `key = value`, or a comment that "
+                   "begins with \"#\"");
+        return;
+    }
+    *equals = '\0';
+    read_pair(r, trim(line), trim(equals + 1));
+}
+
+static void read_lines(reader *r, FILE *in) {
+    char *line = NULL;
+    size_t size = 0;
+    ssize_t len;
+    while ((len = getline(&line, &size, in)) != -1) {
+        r->line++;
+        read_line(r, line, (size_t)len);
+        explicit_bzero(line, (size_t)len);
+    }
+    if (ferror(in))
+        mistake(r, "reading failed: %s", strerror(errno));
+    free(line);
+}
+
+/* the whole */
+
+/* Of the keys that the file does not have. */
+static void set_defaults(reader *r) {
+    config *c = r->c;
+    complaint why;
+    for (size_t i = 0; i < NKEYS; i++) {
+        char value[64];
+        if (keys[i].initial == NULL || r->seen[i] != 0)
+            continue;
+        snprintf(value, sizeof(value), "%s", keys[i].initial);
+        if (store(c, &keys[i], value, &why) == -1)
+            mistake(r, "the default of %s: %s", keys[i].name, why.text);
+    }
+}
+
+static void __attribute__((format(printf, 2, 3)))
+mistake_in_whole(reader *r, const char *format, ...) {
+    va_list args;
+    fprintf(r->err, "%s: ", r->file);
+    va_start(args, format);
+    vfprintf(r->err, format, args);
+    va_end(args);
+    fputc('\n', r->err);
+    r->mistakes++;
+}
+
+static void check_whole(reader *r) {
+    const config *c = r->c;
+    if (c->listen == NULL && !r->seen[0])
+        mistake_in_whole(
+            r, "listen is missing: say where NGINX finds the sidecar, like "
+               "listen = unix:/run/capture/sidecar.sock");
+    if (config_kafka(c, "bootstrap.servers") == NULL && c->export_path == NULL)
+        mistake_in_whole(
+            r,
+            "there is no output: set kafka.bootstrap.servers, or export.path");
+    if (c->inflight_size < c->record_size)
+        mistake_in_whole(
+            r,
+            "inflight.size is less than record.size: no record could be sent");
+}
+
+static void warn_of_open_secrets(reader *r, FILE *in) {
+    struct stat st;
+    if (fstat(fileno(in), &st) == -1 || !S_ISREG(st.st_mode) ||
+        (st.st_mode & 077) == 0)
+        return;
+    for (size_t i = 0; i < r->c->nkafka; i++)
+        if (config_is_secret(r->c->kafka[i].name)) {
+            fprintf(r->err,
+                    "%s:%d: warning: kafka.%s is a secret, and the file's mode "
+                    "%04o lets others "
+                    "in: chmod 600\n",
+                    r->file, r->c->kafka[i].line, r->c->kafka[i].name,
+                    st.st_mode & 07777);
+            return;
+        }
+}
+
+int config_read(config *c, const char *file, FILE *err) {
+    reader r = {.c = c, .file = file, .err = err};
+    memset(c, 0, sizeof(*c));
+    c->listen_owner = (uid_t)-1;
+    c->listen_group = (gid_t)-1;
+    FILE *in = fopen(file, "re");
+    if (in == NULL) {
+        fprintf(err, "%s: cannot be opened: %s\n", file, strerror(errno));
+        return -1;
+    }
+    c->file = strdup(file);
+    read_lines(&r, in);
+    set_defaults(&r);
+    check_whole(&r);
+    warn_of_open_secrets(&r, in);
+    fclose(in);
+    return r.mistakes == 0 ? 0 : -1;
+}
+
+void config_free(config *c) {
+    for (size_t i = 0; i < c->nkafka; i++) {
+        if (c->kafka[i].value != NULL)
+            explicit_bzero(c->kafka[i].value, strlen(c->kafka[i].value));
+        free(c->kafka[i].name);
+        free(c->kafka[i].value);
+    }
+    free(c->listen);
+    free(c->topic);
+    free(c->metrics_listen);
+    free(c->export_path);
+    free(c->file);
+    memset(c, 0, sizeof(*c));
+}
+
+/* help, made from the table */
+
+static const char *const type_names[] = {
+    [CONFIG_SOCKET] = "unix:/path",  [CONFIG_TEXT] = "text",
+    [CONFIG_PATH] = "absolute path", [CONFIG_ADDRESS] = "host:port",
+    [CONFIG_SIZE] = "size",          [CONFIG_TIME] = "time",
+    [CONFIG_MODE] = "octal mode",    [CONFIG_USER] = "user",
+    [CONFIG_GROUP] = "group",        [CONFIG_UIDS] = "users",
+    [CONFIG_CHOICE] = "choice",      [CONFIG_TOPIC] = "name",
+    [CONFIG_DURABILITY] = "choice",  [CONFIG_LATER] = "-",
+};
+
+/* "size, 4k to 1048076" or "lines or protocap" */
+static void describe_values(const key *k, char *into, size_t size) {
+    char min[32], max[32];
+    if (k->type == CONFIG_SIZE || k->type == CONFIG_TIME) {
+        const unit *units = k->type == CONFIG_TIME ? time_units : size_units;
+        format_with_unit(k->min, units, min, sizeof(min));
+        format_with_unit(k->max, units, max, sizeof(max));
+        snprintf(into, size, "%s, %s to %s", type_names[k->type], min, max);
+        return;
+    }
+    size_t n = 0;
+    if (k->choices == NULL) {
+        snprintf(into, size, "%s", type_names[k->type]);
+        return;
+    }
+    for (const char *at = k->choices; *at != '\0' && n + 3 < size; at++) {
+        if (*at == '|')
+            into[n++] = ',', into[n++] = ' ';
+        else
+            into[n++] = *at;
+    }
+    into[n] = '\0';
+}
+
+static void help_text(FILE *out) {
+    char values[80];
+    fputs("A line is `key = value`; one that begins with # is a comment.\n"
+          "Sizes: 64k, 16m, 1g.  Times: 500ms, 3s, 5m.\n\n",
+          out);
+    for (size_t i = 0; i < NKEYS; i++) {
+        const key *k = &keys[i];
+        describe_values(k, values, sizeof(values));
+        fprintf(out, "%s = %s%s%s%s\n    %s\n", k->name, values,
+                k->initial != NULL ? " (default " : "",
+                k->initial != NULL ? k->initial : "",
+                k->initial != NULL ? ")" : "", k->help);
+    }
+}
+
+static void help_markdown(FILE *out) {
+    char values[80];
+    fputs("<!-- made by `capture-sidecar --help-config=markdown`: change "
+          "sidecar/config.c -->\n"
+          "# The sidecar's configuration\n\n"
+          "A line is `key = value`; one that begins with `#` is a comment.\n"
+          "Sizes: `64k`, `16m`, `1g`. Times: `500ms`, `3s`, `5m`.\n\n"
+          "| key | value | default | |\n| --- | --- | --- | --- |\n",
+          out);
+    for (size_t i = 0; i < NKEYS; i++) {
+        const key *k = &keys[i];
+        const char *tick = k->initial != NULL ? "`" : "";
+        describe_values(k, values, sizeof(values));
+        fprintf(out, "| `%s` | %s | %s%s%s | %s |\n", k->name, values, tick,
+                k->initial != NULL ? k->initial : "", tick, k->help);
+    }
+}
+
+void config_help(FILE *out, bool markdown) {
+    if (markdown)
+        help_markdown(out);
+    else
+        help_text(out);
+    fprintf(out,
+            markdown ? "| `kafka.NAME` | text | | %s |\n"
+                     : "kafka.NAME = text\n    %s\n",
+            "librdkafka's property NAME: kafka.bootstrap.servers, "
+            "kafka.security.protocol, "
+            "kafka.compression.type ... Those that protect delivery cannot be "
+            "changed.");
+}

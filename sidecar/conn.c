@@ -1,0 +1,280 @@
+#include "sidecar/conn.h"
+
+/* An observation other than those that end the connection. */
+static bool is_content(const frame_ref *r) {
+    return r->type == CAP_FRAME_READ || r->type == CAP_FRAME_EOM ||
+           r->type == CAP_FRAME_WRITE || r->type == CAP_FRAME_DROP;
+}
+
+static bool is_end(const frame_ref *r) {
+    return r->type == CAP_FRAME_ABANDON || r->type == CAP_FRAME_CLOSE ||
+           (r->type == CAP_FRAME_END && r->code != CAP_END_COMPLETE);
+}
+
+static uint64_t cost(const frame_ref *r) {
+    if (is_content(r)) {
+        return (uint64_t)r->size + CONN_OBSERVATION_COST;
+    }
+    return is_end(r) ? CONN_END_COST : 0;
+}
+
+static void enters(conn *c, const frame_ref *r) {
+    c->unsent_cost += cost(r);
+    c->unsent += is_content(r);
+    c->unsent_end |= is_end(r);
+}
+
+static void leaves(conn *c, const frame_ref *r) {
+    c->unsent_cost -= cost(r) - (r == c->send ? c->send_byte : 0);
+    c->unsent -= is_content(r);
+    if (is_end(r)) {
+        c->unsent_end = false;
+    }
+    if (r->flags & CONN_FRAME_FLUSH) {
+        c->flushes--;
+    }
+    if (r == c->begin) {
+        c->begin = NULL;
+    }
+    if (r == c->eom) {
+        c->eom = NULL;
+    }
+}
+
+void conn_append(conn *c, frame_ref *r) {
+    r->next = NULL;
+    if (c->tail == NULL) {
+        c->head = r;
+    } else {
+        c->tail->next = r;
+    }
+    c->tail = r;
+    if (c->send == NULL) {
+        c->send = r;
+        c->send_byte = 0;
+    }
+    enters(c, r);
+}
+
+void conn_mark(conn *c) {
+    if (c->send != NULL && !(c->tail->flags & CONN_FRAME_FLUSH)) {
+        c->tail->flags |= CONN_FRAME_FLUSH;
+        c->flushes++;
+    }
+}
+
+void conn_withdraw_eom(conn *c) {
+    if (c->eom != NULL) {
+        c->unsent--;
+        c->unsent_cost -= cost(c->eom);
+        c->eom->type = CAP_FRAME_PAD;
+        c->eom = NULL;
+    }
+}
+
+bool conn_needs_record(const conn *c) {
+    return c->unsent > 0 ||
+           (c->unsent_end && (c->next_number > 1 || c->record != NULL));
+}
+
+void conn_advance(conn *c) {
+    leaves(c, c->send);
+    c->send = c->send->next;
+    c->send_byte = 0;
+}
+
+/* An exchange that the sidecar itself had to end. */
+static unsigned own_reason(const conn *c, const frame_ref *r) {
+    if ((r->flags & CONN_FRAME_SIDECAR) && c->acked_eom) {
+        return CAP_RESPONSE;
+    }
+    return r->code;
+}
+
+static void exchange_ended(conn *c, const frame_ref *r) {
+    if (c->acked_open && r->type == CAP_FRAME_END) {
+        pool_count_captured(c->pool, r->code != CAP_END_COMPLETE);
+    } else if (c->acked_open) {
+        pool_count_reason(c->pool, own_reason(c, r));
+    }
+    c->acked_open = false;
+    c->acked_eom = false;
+}
+
+static void acknowledge(conn *c, const frame_ref *r) {
+    switch (r->type) {
+    case CAP_FRAME_READ:
+        c->acked_open = true;
+        break;
+    case CAP_FRAME_EOM:
+        c->acked_eom = true;
+        break;
+    case CAP_FRAME_END:
+    case CAP_FRAME_DROP:
+    case CAP_FRAME_ABANDON:
+        exchange_ended(c, r);
+        break;
+    default:
+        break;
+    }
+    c->acked_seq = r->seq;
+    c->acked_end |= is_end(r);
+}
+
+void conn_acknowledge(conn *c) {
+    for (const frame_ref *r = c->head; r != c->send; r = r->next) {
+        acknowledge(c, r);
+    }
+    while (c->send != NULL && !is_content(c->send) &&
+           (!is_end(c->send) || !conn_needs_record(c))) {
+        acknowledge(c, c->send);
+        conn_advance(c);
+    }
+    c->acked_requests = c->sent_requests;
+    c->acked_unterminated = c->sent_unterminated;
+}
+
+void conn_release(conn *c) {
+    frame_ref *r;
+
+    while ((r = c->head) != c->send) {
+        c->head = r->next;
+        if (c->begin_prev == r) {
+            c->begin_prev = NULL;
+        }
+        pool_release(c->pool, r);
+    }
+    if (c->head == NULL) {
+        c->tail = NULL;
+    }
+}
+
+/* Ends the queue before `first`, which is unsent; `prev` is the one before. */
+static frame_ref *detach(conn *c, frame_ref *prev, frame_ref *first) {
+    if (prev == NULL) {
+        c->head = NULL;
+    } else {
+        prev->next = NULL;
+    }
+    c->tail = prev;
+    if (c->send == first) {
+        c->send = NULL;
+        c->send_byte = 0;
+    }
+    return first;
+}
+
+static void free_frames(conn *c, frame_ref *r) {
+    frame_ref *next;
+
+    for (; r != NULL; r = next) {
+        next = r->next;
+        leaves(c, r);
+        if (c->begin_prev == r) {
+            c->begin_prev = NULL;
+        }
+        pool_release(c->pool, r);
+    }
+}
+
+bool conn_cut_exchange(conn *c, unsigned reason) {
+    if (c->begin == NULL) {
+        return false;
+    }
+    free_frames(c, detach(c, c->begin_prev, c->begin));
+    pool_count_reason(c->pool, reason);
+    return true;
+}
+
+/* The classes of exchanges that begin from `r` on; `open`: one did before. */
+static void count_from(conn *c, const frame_ref *r, bool open,
+                       unsigned first_reason, unsigned reason) {
+    unsigned why = first_reason;
+
+    for (; r != NULL; r = r->next) {
+        if (r->type == CAP_FRAME_READ && (r->flags & CAP_FRAME_BEGIN)) {
+            open = true;
+            why = reason;
+        } else if (r->type == CAP_FRAME_DROP && open) {
+            pool_count_reason(c->pool, r->code);
+            open = false;
+        } else if ((r->type == CAP_FRAME_END || r->type == CAP_FRAME_ABANDON) &&
+                   open) {
+            pool_count_reason(c->pool, why);
+            open = false;
+        }
+    }
+    if (open) {
+        pool_count_reason(c->pool, why);
+    }
+}
+
+/* The part of `send` that is in a record stays, as a frame of its own. */
+static frame_ref *split_send(conn *c) {
+    frame_ref *r = c->send, *rest = r->next;
+    uint32_t done = c->send_byte;
+
+    c->unsent--;
+    c->unsent_cost -= cost(r) - done;
+    if (r->flags & CONN_FRAME_FLUSH) {
+        c->flushes--;
+    }
+    r->size = done;
+    r->next = NULL;
+    c->tail = r;
+    c->send = NULL;
+    c->send_byte = 0;
+    return rest;
+}
+
+static frame_ref *before(const conn *c, const frame_ref *r) {
+    frame_ref *prev = NULL;
+
+    for (frame_ref *at = c->head; at != r; at = at->next) {
+        prev = at;
+    }
+    return prev;
+}
+
+/*
+ * The exchange that `send` is in, if it began before, stays open: the frame
+ * that the caller appends ends it.
+ */
+void conn_cut_unsent(conn *c, unsigned reason) {
+    frame_ref *cut, *begin;
+
+    if (c->send == NULL) {
+        return;
+    }
+    cut = c->send_byte > 0 ? split_send(c)
+                           : detach(c, before(c, c->send), c->send);
+    begin = cut;
+    while (begin != NULL && !(begin->flags & CAP_FRAME_BEGIN)) {
+        begin = begin->next;
+    }
+    count_from(c, begin, false, reason, reason);
+    free_frames(c, cut);
+}
+
+void conn_cut_all(conn *c, unsigned reason, unsigned with_eom) {
+    count_from(c, c->head, c->acked_open, c->acked_eom ? with_eom : reason,
+               reason);
+    c->acked_open = false;
+    c->acked_eom = false;
+    conn_forget(c);
+}
+
+void conn_forget(conn *c) {
+    frame_ref *next;
+
+    for (frame_ref *r = c->head; r != NULL; r = next) {
+        next = r->next;
+        pool_release(c->pool, r);
+    }
+    c->head = c->tail = c->send = c->begin = c->begin_prev = c->eom = NULL;
+    c->send_byte = 0;
+    c->unsent = 0;
+    c->unsent_cost = 0;
+    c->flushes = 0;
+    c->unsent_end = false;
+}

@@ -1,0 +1,143 @@
+/*
+ * A connectionId and the queue of its frames: what assemble puts in and the
+ * ledger takes out.
+ *
+ *     head ---------------- send ------------------- tail
+ *      | in the record that  | in no record yet        |
+ *      | is unacknowledged   | (send_byte: what of it  |
+ *      |                     |  is in that record)     |
+ *
+ * At most one record of a connection is unacknowledged (prefix property), so
+ * the queue has one cut.  Three views of the connection follow each other
+ * through it, each with its own state here: read (grammar; assemble), sent
+ * (what the next record must say; encode) and acked (classes; ledger).
+ *
+ * Not every frame is an observation: END says that an exchange is complete
+ * and takes its class once all before it is acknowledged.
+ */
+#ifndef SIDECAR_CONN_H
+#define SIDECAR_CONN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "sidecar/pool.h"
+
+/* frame_ref.flags, beyond the worker's own (wire/frame.h) */
+#define CONN_FRAME_FLUSH 0x40   /* the queue is due up to here */
+#define CONN_FRAME_SIDECAR 0x80 /* made by the sidecar */
+#define CONN_FRAME_WORKERS (CAP_FRAME_BEGIN | CAP_FRAME_WAIT)
+
+/* Bytes that a frame needs in a record at most, beyond its payload. */
+#define CONN_OBSERVATION_COST 48u
+#define CONN_END_COST 256u
+
+/* Where in the grammar the frames that were read have come to. */
+enum conn_phase {
+    CONN_IDLE = 0, /* between exchanges */
+    CONN_REQUEST,
+    CONN_COMPLETE, /* endOfMessage, and nothing of the response */
+    CONN_RESPONSE,
+    CONN_ENDED /* nothing more may come */
+};
+
+struct ledger_record;
+
+typedef struct conn {
+    pool *pool;
+    void *home; /* assemble's */
+    uint32_t slot;
+    uint32_t generation;
+    uint8_t id_len;
+    char id[CAP_ID_SIZE];
+
+    /* read */
+    uint8_t phase; /* enum conn_phase */
+    bool waits;    /* had a waited request: ends do not flush */
+    int64_t last_ts_ns;
+    frame_ref *begin;      /* the open exchange's first frame while unsent */
+    frame_ref *begin_prev; /* the one before it in the queue, or NULL */
+    frame_ref *eom;        /* its endOfMessage while unsent */
+
+    frame_ref *head, *tail, *send;
+    uint32_t send_byte;
+    uint32_t unsent;      /* observations, the connection's end not counted */
+    uint64_t unsent_cost; /* bytes in a record, at most */
+    uint32_t flushes;     /* unsent frames with CONN_FRAME_FLUSH */
+    bool unsent_end;      /* the frame that ends the connection is unsent */
+
+    /* sent */
+    uint32_t sent_requests; /* endOfMessage in records */
+    bool sent_unterminated; /* reads since the last one or requestDropped */
+
+    /* acked */
+    bool acked_open;    /* an exchange has begun and not ended */
+    bool acked_eom;     /* and its endOfMessage is acknowledged */
+    bool acked_end;     /* the connection's end is */
+    uint64_t acked_seq; /* of the last frame that is */
+    uint32_t acked_requests;
+    bool acked_unterminated;
+    uint32_t next_number; /* of the next record: 1 is the first */
+    int32_t partition;    /* -1: not fixed yet */
+
+    struct ledger_record *record; /* unacknowledged, or NULL */
+    bool slot_returned;           /* abandoned: the slot may be another's now */
+    bool mute;                    /* nothing may be sent for it any more */
+
+    bool is_timed; /* assemble's: due by itself at due_ns */
+    bool is_due;   /* the ledger's: has a record to send */
+    int64_t due_ns;
+    TAILQ_ENTRY(conn) timed;
+    TAILQ_ENTRY(conn) due;
+    TAILQ_ENTRY(conn) all; /* of its pool */
+} conn;
+
+TAILQ_HEAD(conn_list, conn);
+
+/* Puts a frame, now the queue's, at the end. */
+void conn_append(conn *c, frame_ref *r);
+
+/* Marks all that is queued as due. */
+void conn_mark(conn *c);
+
+/* The open exchange's endOfMessage, while it is unsent, is never to be: the
+   request is dropped instead. */
+void conn_withdraw_eom(conn *c);
+
+/* Whether the queue holds something that needs a record of its own.  A lone
+   end of a connection with no record is none. */
+bool conn_needs_record(const conn *c);
+
+/* The encoder has put all of `send` into a record (or it is none): next. */
+void conn_advance(conn *c);
+
+/*
+ * All that is in records is acknowledged, and with it what comes next and
+ * needs no record: exchanges take their class.  The frames stay until
+ * conn_release, so that the caller can first write down what is
+ * acknowledged.  Only while no record of the connection is unacknowledged.
+ */
+void conn_acknowledge(conn *c);
+void conn_release(conn *c);
+
+/*
+ * Takes the open exchange out of the queue, where nothing of it is in a
+ * record: it ends as `reason`.  False, and nothing done, where it is.
+ */
+bool conn_cut_exchange(conn *c, unsigned reason);
+
+/*
+ * Takes out all that is in no record: exchanges that begin there end as
+ * `reason` (those that were dropped there, as filtered).
+ */
+void conn_cut_unsent(conn *c, unsigned reason);
+
+/* Takes out everything; also an exchange partly acknowledged ends as
+   `reason`, or as `with_eom` when its endOfMessage is acknowledged. */
+void conn_cut_all(conn *c, unsigned reason, unsigned with_eom);
+
+/* Takes out everything and counts nothing. */
+void conn_forget(conn *c);
+
+#endif

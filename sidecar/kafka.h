@@ -1,0 +1,82 @@
+/*
+ * The producer.  librdkafka never decides that something is lost: no
+ * deadline of its own, idempotence, acks=all; every failure comes back as one
+ * of four results and the ledger decides.
+ *
+ * All callbacks run on the loop's thread (librdkafka's queue is an eventfd).
+ */
+#ifndef SIDECAR_KAFKA_H
+#define SIDECAR_KAFKA_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "sidecar/config.h"
+#include "sidecar/loop.h"
+
+typedef struct kafka kafka;
+
+typedef enum {
+    KAFKA_ACKED,         /* in the log of all in-sync replicas */
+    KAFKA_NOT_PERSISTED, /* certainly not in the log: send it again */
+    KAFKA_REJECTED,      /* certainly not, and it never will be */
+    KAFKA_IN_DOUBT       /* it may be in the log */
+} kafka_result;
+
+typedef struct {
+    /* Exactly once for each kafka_produce that returned 0.  offset is -1
+       where the report has none. */
+    void (*delivered)(void *owner, void *record, kafka_result result,
+                      int64_t offset, const char *why);
+    /* The topic is known and can be produced to, or no longer. */
+    void (*ready)(void *owner, bool ready);
+} kafka_events;
+
+/*
+ * Checks the properties without any connection (for --check): unknown names,
+ * bad values, overrides that would weaken delivery.  0, or -1 after a line a
+ * mistake to `err`.
+ */
+int kafka_check(const config *c, FILE *err);
+
+/* NULL after a line in the log.  `events` and `owner` outlive it. */
+kafka *kafka_new(const config *c, loop *l, const kafka_events *events,
+                 void *owner);
+
+bool kafka_ready(const kafka *k);
+const char *kafka_not_ready_why(const kafka *k); /* "" when ready */
+
+/* Largest value that the topic takes, at most config's record_size. */
+size_t kafka_record_limit(const kafka *k);
+
+/* murmur2 over the key, like Java's default partitioner, over the topic's
+   present partition count; -1 while that is not known. */
+int32_t kafka_partition(const kafka *k, const void *key, size_t len);
+
+/* The highest offset known of a partition: its end when it was first seen,
+   raised by acknowledgements that carry an offset; -1 unknown (no permission,
+   no leader yet, or another topic of that name). */
+int64_t kafka_known_end(const kafka *k, int32_t partition);
+
+/*
+ * Hands over a record.  `key` and `value` stay the caller's and must live
+ * until `delivered`.  0, or -1: the queue is full or not ready, try again
+ * after the next `delivered` or `ready`.  A record over kafka_record_limit, or
+ * whose partition is gone, is taken and reported as KAFKA_REJECTED later.
+ */
+int kafka_produce(kafka *k, int32_t partition, const void *key, size_t key_len,
+                  const void *value, size_t len, void *record);
+
+/* Bytes in librdkafka's queue, for metrics. */
+size_t kafka_queued(const kafka *k);
+
+/* Ends the producer within `within_ns`; records still unacknowledged are
+   reported as KAFKA_IN_DOUBT or KAFKA_NOT_PERSISTED first. */
+void kafka_free(kafka *k, int64_t within_ns);
+
+/* murmur2 as Kafka's Java client computes it (for tests). */
+uint32_t kafka_murmur2(const void *key, size_t len);
+
+#endif

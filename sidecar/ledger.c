@@ -1,0 +1,589 @@
+#include "sidecar/ledger.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sidecar/encode.h"
+#include "sidecar/export.h"
+#include "sidecar/kafka.h"
+#include "sidecar/log.h"
+#include "sidecar/metrics.h"
+
+#define RETRY_FIRST_NS 100000000ll
+#define RETRY_MOST_NS 5000000000ll
+#define RETRY_EXPORT_NS 1000000000ll
+
+/* Buffers are powers of two, so that a free one fits the next record. */
+#define BUFFER_MIN_SHIFT 11
+#define BUFFER_CLASSES 11 /* 2 KiB to 2 MiB */
+#define BUFFERS_KEPT (8u << 20)
+
+typedef struct buffer {
+    struct buffer *next;
+} buffer;
+
+typedef struct ledger_record {
+    ledger *ledger;
+    conn *conn;
+    uint8_t *value;
+    size_t len;
+    unsigned class; /* of the buffer */
+    uint32_t number;
+    encode_span span;
+    bool exported; /* was offered to the export */
+    bool failed;   /* was handed over before */
+    int64_t backoff_ns;
+    loop_timer retry;
+} ledger_record;
+
+struct ledger {
+    loop *loop;
+    kafka *kafka; /* NULL: the export is the destination */
+    export_file *export;
+    const ledger_events *events;
+    size_t record_size;
+    uint64_t inflight_size;
+    uint64_t inflight; /* bytes of buffers in use */
+    struct conn_list due;
+    buffer *buffers[BUFFER_CLASSES];
+    size_t kept;
+    bool stopping;
+    log_limiter log_retry, log_rejected, log_doubt, log_export, log_internal;
+};
+
+static void delivered(void *owner, void *record, kafka_result result,
+                      int64_t offset, const char *why);
+static void ready(void *owner, bool is_ready);
+static void free_record(ledger_record *r);
+
+static const kafka_events events = {delivered, ready};
+
+/* ---- life ---- */
+
+bool ledger_has_kafka(const config *c) {
+    return config_kafka(c, "bootstrap.servers") != NULL;
+}
+
+ledger *ledger_new(const config *c, loop *loop, const ledger_events *ev) {
+    ledger *l = calloc(1, sizeof(*l));
+
+    if (l == NULL) {
+        log_error("out of memory");
+        return NULL;
+    }
+    l->loop = loop;
+    l->events = ev;
+    l->record_size = c->record_size;
+    l->inflight_size = c->inflight_size;
+    TAILQ_INIT(&l->due);
+    if (c->export_path != NULL) {
+        l->export = export_open(c);
+        if (l->export == NULL) {
+            free(l);
+            return NULL;
+        }
+    }
+    if (ledger_has_kafka(c)) {
+        l->kafka = kafka_new(c, loop, &events, l);
+        if (l->kafka == NULL) {
+            ledger_free(l);
+            return NULL;
+        }
+    }
+    return l;
+}
+
+void ledger_stop(ledger *l, int64_t within_ns) {
+    l->stopping = true;
+    if (l->kafka != NULL) {
+        kafka_free(l->kafka, within_ns);
+        l->kafka = NULL;
+    }
+}
+
+void ledger_free(ledger *l) {
+    buffer *next;
+
+    if (l->export != NULL) {
+        export_close(l->export);
+    }
+    for (unsigned i = 0; i < BUFFER_CLASSES; i++) {
+        for (buffer *b = l->buffers[i]; b != NULL; b = next) {
+            next = b->next;
+            free(b);
+        }
+    }
+    free(l);
+}
+
+size_t ledger_record_limit(const ledger *l) {
+    return l->kafka != NULL ? kafka_record_limit(l->kafka) : l->record_size;
+}
+
+bool ledger_idle(const ledger *l) {
+    return TAILQ_EMPTY(&l->due) && l->inflight == 0;
+}
+
+bool ledger_ready(const ledger *l, const char **why) {
+    if (l->kafka == NULL || kafka_ready(l->kafka)) {
+        *why = "";
+        return true;
+    }
+    *why = kafka_not_ready_why(l->kafka);
+    return false;
+}
+
+static void ready(void *owner, bool is_ready) {
+    (void)owner; /* the pump runs before the loop sleeps again */
+    metrics_cell[METRIC_KAFKA_READY] = is_ready;
+}
+
+/* ---- the line of those that are due ---- */
+
+static void enlist(ledger *l, conn *c) {
+    if (!c->is_due) {
+        c->is_due = true;
+        TAILQ_INSERT_TAIL(&l->due, c, due);
+    }
+}
+
+/* One whose record is encoded already: the room for it is taken, and others
+   may be waiting for that. */
+static void enlist_first(ledger *l, conn *c) {
+    c->is_due = true;
+    TAILQ_INSERT_HEAD(&l->due, c, due);
+}
+
+static void unlist(ledger *l, conn *c) {
+    if (c->is_due) {
+        c->is_due = false;
+        TAILQ_REMOVE(&l->due, c, due);
+    }
+}
+
+static void close_conn(ledger *l, conn *c) {
+    unlist(l, c);
+    if (!c->slot_returned) {
+        pool_return_slot(c->pool, c->slot, c->generation);
+        c->slot_returned = true;
+    }
+    l->events->closed(c);
+}
+
+/* What a successor needs to go on with the connection (wire/layout.h). */
+static void show_slot(const conn *c) {
+    cap_slot *s;
+
+    if (c->slot_returned || !pool_owned(c->pool)) {
+        return;
+    }
+    s = cap_slot_at(c->pool->header, &c->pool->geometry, c->slot);
+    s->partition = c->partition;
+    s->next_number = c->next_number;
+    s->requests = c->acked_requests;
+    s->unterminated_read = c->acked_unterminated;
+    atomic_store_explicit(&s->acked_bytes, c->send_byte, memory_order_relaxed);
+    atomic_store_explicit(&s->acked_seq, c->acked_seq, memory_order_release);
+}
+
+/* No record of `c` is unacknowledged: what becomes of the connection? */
+static void settle(ledger *l, conn *c) {
+    conn_release(c);
+    if (c->acked_end) {
+        close_conn(l, c);
+    } else if (c->flushes > 0 && conn_needs_record(c)) {
+        enlist(l, c);
+    }
+}
+
+void ledger_settle(ledger *l, conn *c) {
+    if (c->record != NULL) {
+        return;
+    }
+    conn_acknowledge(c);
+    if (c->head != c->send) {
+        show_slot(c);
+    }
+    settle(l, c);
+}
+
+void ledger_flush(ledger *l, conn *c) {
+    conn_mark(c);
+    ledger_settle(l, c);
+}
+
+void ledger_discard(ledger *l, conn *c) {
+    unlist(l, c);
+    conn_forget(c);
+    c->slot_returned = true;
+    if (c->record != NULL && l->stopping) {
+        free_record(c->record); /* all reports have come */
+    }
+    if (c->record != NULL) {
+        c->mute = true;
+    } else {
+        l->events->closed(c);
+    }
+}
+
+/* ---- records ---- */
+
+static unsigned buffer_class(size_t size) {
+    unsigned class = 0;
+
+    while (((size_t)1 << (BUFFER_MIN_SHIFT + class)) < size) {
+        class ++;
+    }
+    return class;
+}
+
+static size_t buffer_size(unsigned class) {
+    return (size_t)1 << (BUFFER_MIN_SHIFT + class);
+}
+
+static uint8_t *take_buffer(ledger *l, unsigned class) {
+    buffer *b = l->buffers[class];
+
+    if (b == NULL) {
+        return malloc(buffer_size(class));
+    }
+    l->buffers[class] = b->next;
+    l->kept -= buffer_size(class);
+    return (uint8_t *)b;
+}
+
+static void put_buffer(ledger *l, uint8_t *value, unsigned class) {
+    buffer *b = (buffer *)(void *)value;
+
+    if (l->kept + buffer_size(class) > BUFFERS_KEPT) {
+        free(value);
+        return;
+    }
+    b->next = l->buffers[class];
+    l->buffers[class] = b;
+    l->kept += buffer_size(class);
+}
+
+static ledger_record *new_record(ledger *l, conn *c) {
+    ledger_record *r = calloc(1, sizeof(*r));
+
+    if (r == NULL) {
+        return NULL;
+    }
+    r->class = buffer_class(encode_size(c, ledger_record_limit(l)));
+    r->value = take_buffer(l, r->class);
+    if (r->value == NULL) {
+        free(r);
+        return NULL;
+    }
+    r->ledger = l;
+    r->conn = c;
+    r->number = c->next_number;
+    r->backoff_ns = RETRY_FIRST_NS;
+    l->inflight += buffer_size(r->class);
+    metrics_cell[METRIC_INFLIGHT_RECORDS]++;
+    c->record = r;
+    return r;
+}
+
+static void free_record(ledger_record *r) {
+    ledger *l = r->ledger;
+
+    r->conn->record = NULL;
+    loop_timer_cancel(l->loop, &r->retry);
+    l->inflight -= buffer_size(r->class);
+    metrics_cell[METRIC_INFLIGHT_RECORDS]--;
+    metrics_cell[METRIC_INFLIGHT_BYTES] -= r->len;
+    put_buffer(l, r->value, r->class);
+    free(r);
+}
+
+/* The whole intent before the record can reach Kafka; `number` makes it so. */
+static void write_intent(const ledger *l, const ledger_record *r) {
+    const conn *c = r->conn;
+    cap_intent *i;
+
+    if (c->slot_returned) {
+        return;
+    }
+    i = cap_intent_at(c->pool->header, &c->pool->geometry, c->slot);
+    i->slot_generation = c->generation;
+    i->partition = c->partition;
+    i->flags = 0;
+    i->low_water =
+        l->kafka != NULL ? kafka_known_end(l->kafka, c->partition) : -1;
+    i->first_seq = r->span.first_seq;
+    i->last_seq = r->span.last_seq;
+    i->first_byte = r->span.first_byte;
+    i->last_byte = r->span.last_byte;
+    i->prior_requests = r->span.prior_requests;
+    atomic_store_explicit(&i->acked, 0, memory_order_relaxed);
+    atomic_store_explicit(&i->number, r->number, memory_order_release);
+}
+
+static void intent_acked(const conn *c) {
+    if (!c->slot_returned && pool_owned(c->pool)) {
+        atomic_store_explicit(
+            &cap_intent_at(c->pool->header, &c->pool->geometry, c->slot)->acked,
+            1, memory_order_release);
+    }
+}
+
+static void intent_done(const conn *c) {
+    if (!c->slot_returned && pool_owned(c->pool)) {
+        atomic_store_explicit(
+            &cap_intent_at(c->pool->header, &c->pool->geometry, c->slot)
+                 ->number,
+            0, memory_order_release);
+    }
+}
+
+/* ---- a connection that cannot go on ---- */
+
+/*
+ * Its exchanges end as `reason`, or as `with_eom` where the topic has the
+ * request.  `farewell`: what the topic has of it is ended there.
+ */
+static void abandon(ledger *l, conn *c, unsigned reason, unsigned with_eom,
+                    bool farewell) {
+    frame_ref *end = NULL;
+
+    conn_cut_all(c, reason, with_eom);
+    c->sent_requests = c->acked_requests;
+    c->sent_unterminated = c->acked_unterminated;
+    intent_done(c);
+    unlist(l, c);
+    if (!c->slot_returned) {
+        pool_return_slot(c->pool, c->slot, c->generation);
+        c->slot_returned = true;
+        l->events->abandoned(c, reason);
+    } else {
+        farewell = false; /* that was it already, or its worker has gone */
+    }
+    if (farewell && c->next_number > 1) {
+        end = pool_make(c->pool, CAP_FRAME_ABANDON, (uint16_t)reason,
+                        c->last_ts_ns);
+    }
+    if (end == NULL) {
+        close_conn(l, c);
+        return;
+    }
+    end->flags = CONN_FRAME_SIDECAR;
+    conn_append(c, end);
+    ledger_flush(l, c);
+}
+
+/* ---- reports ---- */
+
+static void acked(ledger *l, ledger_record *r, int64_t offset) {
+    conn *c = r->conn;
+    cap_slot *s = cap_slot_at(c->pool->header, &c->pool->geometry, c->slot);
+
+    metrics_cell[METRIC_RECORDS]++;
+    metrics_cell[METRIC_RECORD_BYTES] += r->len;
+    pool_count_record(c->pool, r->len);
+    c->next_number = r->number + 1;
+    intent_acked(c);
+    if (offset >= 0 && !c->slot_returned && pool_owned(c->pool)) {
+        s->last_offset = offset;
+    }
+    free_record(r);
+    conn_acknowledge(c);
+    show_slot(c);
+    intent_done(c);
+    settle(l, c);
+}
+
+static void retry_due(loop_timer *timer) {
+    ledger_record *r =
+        (ledger_record *)(void *)((char *)timer -
+                                  offsetof(ledger_record, retry));
+
+    enlist_first(r->ledger, r->conn);
+}
+
+static void retry_later(ledger *l, ledger_record *r) {
+    r->retry.due = retry_due;
+    loop_timer_set(l->loop, &r->retry, r->backoff_ns);
+    r->backoff_ns *= 2;
+    if (r->backoff_ns > RETRY_MOST_NS) {
+        r->backoff_ns = RETRY_MOST_NS;
+    }
+    r->failed = true;
+}
+
+static void rejected(ledger *l, ledger_record *r, const char *why) {
+    conn *c = r->conn;
+
+    log_limited(&l->log_rejected, LOG_LEVEL_ERROR,
+                "record %" PRIu32 " of %.*s (%zu bytes) is refused for good: "
+                "%s; the connectionId is abandoned",
+                r->number, (int)c->id_len, c->id, r->len, why);
+    free_record(r);
+    abandon(l, c, CAP_RECORD_REJECTED, CAP_RESPONSE, true);
+}
+
+static void in_doubt(ledger *l, ledger_record *r, const char *why) {
+    conn *c = r->conn;
+
+    log_limited(&l->log_doubt, LOG_LEVEL_ERROR,
+                "record %" PRIu32 " of %.*s (%zu bytes) is in doubt: %s; the "
+                "connectionId is abandoned",
+                r->number, (int)c->id_len, c->id, r->len, why);
+    free_record(r);
+    abandon(l, c, CAP_MAYBE_LOST, CAP_MAYBE_LOST, false);
+}
+
+static void delivered(void *owner, void *record, kafka_result result,
+                      int64_t offset, const char *why) {
+    ledger *l = owner;
+    ledger_record *r = record;
+    conn *c = r->conn;
+
+    if (c->mute) {
+        free_record(r);
+        l->events->closed(c);
+        return;
+    }
+    if (l->stopping && result != KAFKA_ACKED) {
+        free_record(r);
+        return;
+    }
+    switch (result) {
+    case KAFKA_ACKED:
+        acked(l, r, offset);
+        break;
+    case KAFKA_NOT_PERSISTED:
+        log_limited(&l->log_retry, LOG_LEVEL_WARN,
+                    "record %" PRIu32 " of %.*s was not taken: %s; it will be "
+                    "sent again",
+                    r->number, (int)c->id_len, c->id, why);
+        retry_later(l, r);
+        break;
+    case KAFKA_REJECTED:
+        rejected(l, r, why);
+        break;
+    case KAFKA_IN_DOUBT:
+        in_doubt(l, r, why);
+        break;
+    }
+}
+
+/* ---- handing over ---- */
+
+/* 0, or -1 where the export did not take it. */
+static int to_export(ledger *l, ledger_record *r) {
+    int rc = export_record(l->export, r->conn->id, r->conn->id_len, r->number,
+                           r->value, r->len);
+
+    if (rc == 0) {
+        metrics_cell[METRIC_EXPORTED]++;
+    } else if (!r->exported) {
+        metrics_cell[METRIC_EXPORT_FAILED]++;
+    }
+    r->exported = true;
+    return rc;
+}
+
+/* The export is the destination: what it does not take is offered again. */
+static void export_only(ledger *l, ledger_record *r) {
+    if (to_export(l, r) == 0) {
+        acked(l, r, -1);
+        return;
+    }
+    log_limited(&l->log_export, LOG_LEVEL_ERROR,
+                "the export does not take records, and there is no broker: "
+                "they wait");
+    retry_later(l, r);
+    loop_timer_set(l->loop, &r->retry, RETRY_EXPORT_NS);
+}
+
+/* Of a connection that stands in no line.  0, or -1: no room, try later. */
+static int hand_over(ledger *l, ledger_record *r) {
+    conn *c = r->conn;
+    bool again = r->failed;
+
+    if (l->kafka == NULL) {
+        export_only(l, r);
+        return 0;
+    }
+    if (l->export != NULL && !r->exported) {
+        to_export(l, r);
+    }
+    if (kafka_produce(l->kafka, c->partition, c->id, c->id_len, r->value,
+                      r->len, r) != 0) {
+        return -1;
+    }
+    metrics_cell[METRIC_RECORDS_RETRIED] += again;
+    return 0;
+}
+
+/* Fixed once: added partitions concern new connections only. */
+static bool have_partition(ledger *l, conn *c) {
+    if (l->kafka != NULL && c->partition < 0) {
+        c->partition = kafka_partition(l->kafka, c->id, c->id_len);
+    }
+    return l->kafka == NULL || c->partition >= 0;
+}
+
+/* c->record is the next one, or NULL: it cannot be encoded. */
+static bool next_record(ledger *l, conn *c) {
+    ledger_record *r = new_record(l, c);
+    size_t limit = ledger_record_limit(l);
+    size_t cap;
+
+    if (r == NULL) {
+        log_limited(&l->log_internal, LOG_LEVEL_ERROR,
+                    "out of memory for a record");
+        return false;
+    }
+    cap = buffer_size(r->class) < limit ? buffer_size(r->class) : limit;
+    r->len = encode_record(c, r->value, cap, r->number, &r->span);
+    if (r->len == 0) {
+        log_limited(&l->log_internal, LOG_LEVEL_ERROR,
+                    "a record of %.*s cannot be encoded in %zu bytes",
+                    (int)c->id_len, c->id, cap);
+        free_record(r);
+        return true;
+    }
+    metrics_cell[METRIC_INFLIGHT_BYTES] += r->len;
+    conn_mark(c); /* what did not fit follows at once */
+    write_intent(l, r);
+    return true;
+}
+
+/* False: wait for room, for a report, or for Kafka. */
+static bool send_one(ledger *l, conn *c) {
+    if (!pool_owned(c->pool) || (c->record == NULL && !conn_needs_record(c))) {
+        unlist(l, c);
+        return true;
+    }
+    if (c->record == NULL) {
+        if (l->inflight >= l->inflight_size || !have_partition(l, c) ||
+            !next_record(l, c)) {
+            return false;
+        }
+        if (c->record == NULL) {
+            abandon(l, c, CAP_INTERNAL, CAP_RESPONSE, false);
+            return true;
+        }
+    }
+    unlist(l, c);
+    if (hand_over(l, c->record) != 0) {
+        enlist_first(l, c);
+        return false;
+    }
+    return true;
+}
+
+void ledger_pump(ledger *l) {
+    conn *c;
+
+    while ((c = TAILQ_FIRST(&l->due)) != NULL) {
+        if (l->stopping || (l->kafka != NULL && !kafka_ready(l->kafka)) ||
+            !send_one(l, c)) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,79 @@
+/*
+ * The ledger: what was handed to Kafka and what became of it.
+ *
+ * Connections whose queue is due stand in one line.  ledger_pump takes them
+ * from it while there is room: it encodes one record, writes down the intent
+ * in the worker's pool, and hands it over.  At most one record of a connection
+ * is unacknowledged; what comes meanwhile waits for its report.
+ *
+ *   report          then
+ *   acked           classes, slot, blocks back; the connection goes on
+ *   not persisted   the same bytes again after 100 ms, 200 ms, ... 5 s
+ *   rejected        the connection is abandoned: lost(record_rejected); what
+ *                   the topic has of it is ended by an exception and a close
+ *   in doubt        the connection is abandoned: lost(maybe_lost); nothing
+ *                   more of it is sent, since the record may be there
+ *
+ * Without a broker in the configuration the file export is the destination:
+ * a record that is written there is acknowledged.
+ *
+ * Bounds: record buffers together inflight.size (and one record more),
+ * 8 MiB of free buffers kept.
+ */
+#ifndef SIDECAR_LEDGER_H
+#define SIDECAR_LEDGER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "sidecar/config.h"
+#include "sidecar/conn.h"
+#include "sidecar/loop.h"
+
+typedef struct ledger ledger;
+
+typedef struct {
+    /* Its slot has been returned although the worker did not end it: frames
+       that still come for it belong to no one.  `closed` follows. */
+    void (*abandoned)(conn *c, unsigned reason);
+    /* Nothing refers to it any more: free it. */
+    void (*closed)(conn *c);
+} ledger_events;
+
+/* Opens Kafka and the export as configured.  NULL after a line in the log. */
+ledger *ledger_new(const config *c, loop *l, const ledger_events *events);
+
+/* Whether `c` names a broker. */
+bool ledger_has_kafka(const config *c);
+
+/* The largest record in bytes, now. */
+size_t ledger_record_limit(const ledger *l);
+
+/* All that is queued in `c` is due.  It may be closed, and gone, afterwards. */
+void ledger_flush(ledger *l, conn *c);
+
+/* As far as it needs no record, what is queued takes its class. */
+void ledger_settle(ledger *l, conn *c);
+
+/* Sends nothing more of `c` and counts nothing; `closed` comes at once, or
+   with the report of its record. */
+void ledger_discard(ledger *l, conn *c);
+
+/* Sends what there is room for.  For the loop's hook. */
+void ledger_pump(ledger *l);
+
+/* Nothing is due and nothing unacknowledged. */
+bool ledger_idle(const ledger *l);
+
+/* Whether records can be sent now; if not, why. */
+bool ledger_ready(const ledger *l, const char **why);
+
+/*
+ * Ends the producer within `within_ns`; nothing is sent afterwards.  What is
+ * unacknowledged then stays as it is: pending.
+ */
+void ledger_stop(ledger *l, int64_t within_ns);
+/* After ledger_stop, and after every connection has been discarded. */
+void ledger_free(ledger *l);
+
+#endif

@@ -1,0 +1,781 @@
+#define _GNU_SOURCE /* accept4, struct ucred */
+#include "sidecar/link.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/file.h>
+#include <sys/queue.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "sidecar/log.h"
+#include "sidecar/pool.h"
+#include "wire/hello.h"
+
+#define MS 1000000ll
+#define HELLO_NS (5000 * MS)
+#define ACCEPT_AGAIN_NS (200 * MS)
+
+/* A reader that has just read looks again by itself; one that found nothing
+   for some naps goes to sleep until it is rung for. */
+#define NAP_NS (1 * MS)
+#define NAPS 4
+
+/* One worker's share of a turn, so that it cannot keep others waiting. */
+#define TURN_FRAMES 4096
+#define TURN_BYTES (1u << 20)
+
+#define MAX_PEERS 1024
+#define MAX_FDS 16 /* that a message may carry before it is cut */
+
+enum peer_state { ACCEPTED, LINKED, ENDING, FINISHING };
+
+typedef struct peer {
+    links *links;
+    enum peer_state state;
+    loop_io sock; /* fd -1: closed */
+    loop_io bell;
+    loop_timer hello;
+    uid_t uid;
+    pid_t pid; /* for log lines only */
+    pool *pool;
+    assemble *assemble;
+    int64_t read_ns;            /* when something was read last */
+    enum cap_reason end_reason; /* of what it never published */
+    TAILQ_ENTRY(peer) all;
+} peer;
+
+struct links {
+    const config *config;
+    loop *loop;
+    ledger *ledger;
+    loop_io listener; /* fd -1: closed */
+    loop_timer accept_again;
+    int lock;
+    bool draining;
+    unsigned npeers;
+    uint64_t pool_bytes;
+    TAILQ_HEAD(, peer) peers;
+    metrics_exchanges retired;
+    log_limiter log_refused, log_bad, log_accept;
+};
+
+static void sock_ready(loop_io *io, uint32_t events);
+static void bell_ready(loop_io *io, uint32_t events);
+static void hello_late(loop_timer *timer);
+
+#define OWNER(ptr, type, member)                                               \
+    ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
+
+/* ---- totals ---- */
+
+static void add_pool(const pool *p, metrics_exchanges *to) {
+    cap_worker_counters *w = &p->header->worker;
+    uint64_t handed = atomic_load_explicit(&w->handed, memory_order_relaxed);
+
+    to->seen += atomic_load_explicit(&w->seen, memory_order_relaxed);
+    to->captured += p->count.captured;
+    to->truncated += p->count.truncated;
+    to->pending += p->count.open;
+    if (handed > p->count.taken) {
+        to->pending += handed - p->count.taken;
+    }
+    for (int i = 0; i < CAP_REASON_CELLS; i++) {
+        to->reason[i] +=
+            p->count.reason[i] +
+            atomic_load_explicit(&w->reason[i], memory_order_relaxed);
+    }
+}
+
+/*
+ * A pool that goes: what its worker had seen and never handed over in frames
+ * is lost with it.  `seen` is taken from the parts, so that the sum holds
+ * whatever the worker left there.
+ */
+static void retire_pool(links *ls, const pool *p, enum cap_reason reason) {
+    metrics_exchanges last = {0};
+    uint64_t parts;
+
+    add_pool(p, &last);
+    parts = last.captured;
+    for (int i = 0; i < CAP_REASON_CELLS; i++) {
+        parts += last.reason[i];
+        ls->retired.reason[i] += last.reason[i];
+    }
+    if (last.seen > parts && reason == CAP_WORKER_EXIT) {
+        ls->retired.reason[reason] += last.seen - parts;
+        parts = last.seen;
+    } else if (last.pending > 0) {
+        ls->retired.reason[reason] += last.pending;
+        parts += last.pending;
+    }
+    ls->retired.seen += parts;
+    ls->retired.captured += last.captured;
+    ls->retired.truncated += last.truncated;
+}
+
+void links_sum(void *owner, metrics_exchanges *into) {
+    links *ls = owner;
+    peer *p;
+    uint64_t used = 0;
+
+    *into = ls->retired;
+    TAILQ_FOREACH(p, &ls->peers, all) {
+        if (p->pool != NULL) {
+            add_pool(p->pool, into);
+            used += p->pool->held;
+        }
+    }
+    metrics_cell[METRIC_POOL_BLOCKS_USED] = used;
+}
+
+/* ---- a peer's end ---- */
+
+static void close_sock(peer *p) {
+    links *ls = p->links;
+
+    if (p->sock.fd != -1) {
+        loop_remove(ls->loop, &p->sock);
+        close(p->sock.fd);
+        p->sock.fd = -1;
+    }
+    if (p->bell.fd != -1) {
+        loop_remove(ls->loop, &p->bell);
+        close(p->bell.fd);
+        p->bell.fd = -1;
+    }
+    loop_timer_cancel(ls->loop, &p->hello);
+}
+
+static void free_peer(peer *p) {
+    links *ls = p->links;
+
+    close_sock(p);
+    if (p->assemble != NULL) {
+        assemble_free(p->assemble);
+    }
+    if (p->pool != NULL) {
+        ls->pool_bytes -= p->pool->mapped;
+        metrics_cell[METRIC_POOL_BYTES] = ls->pool_bytes;
+        pool_free(p->pool);
+    }
+    TAILQ_REMOVE(&ls->peers, p, all);
+    ls->npeers--;
+    free(p);
+}
+
+/* The link is over: nobody rings, nothing goes back. */
+static void unlink_peer(peer *p, enum peer_state next) {
+    if (p->state == LINKED) {
+        metrics_cell[METRIC_LINKS]--;
+    }
+    p->state = next;
+    close_sock(p);
+    pool_close(p->pool);
+}
+
+static void finish(peer *p, enum cap_reason reason) {
+    p->end_reason = reason;
+    p->state = FINISHING;
+    assemble_end(p->assemble, reason);
+}
+
+static void bad_link(peer *p, enum cap_reason reason, const char *why) {
+    log_limited(&p->links->log_bad, LOG_LEVEL_ERROR,
+                "worker %d (uid %u): %s; its link is ended", (int)p->pid,
+                (unsigned)p->uid, why);
+    metrics_cell[METRIC_LINKS_BAD]++;
+    unlink_peer(p, FINISHING);
+    finish(p, reason);
+}
+
+static void hung_up(peer *p) {
+    log_info("worker %d has gone", (int)p->pid);
+    unlink_peer(p, ENDING);
+}
+
+/* Everything of a worker that has gone is settled. */
+static void retire(peer *p) {
+    log_info("worker %d: the last of its pool is settled: taken %" PRIu64
+             " captured %" PRIu64,
+             (int)p->pid, p->pool->count.taken, p->pool->count.captured);
+    if (!p->pool->disowned) {
+        retire_pool(p->links, p->pool, p->end_reason);
+    }
+    free_peer(p);
+}
+
+/* ---- handshake ---- */
+
+static void send_message(const peer *p, const cap_message *m) {
+    /* a peer that does not take it finds out by the hang-up */
+    (void)send(p->sock.fd, m, sizeof(*m), MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static void refuse(peer *p, enum cap_refusal code, const char *why) {
+    cap_message m = {.magic = CAP_HELLO_MAGIC,
+                     .kind = CAP_REFUSE,
+                     .version = CAP_WIRE_VERSION,
+                     .code = code};
+
+    snprintf(m.text, sizeof(m.text), "%s", why);
+    log_limited(&p->links->log_refused, LOG_LEVEL_WARN,
+                "refused a peer (uid %u, pid %d): %s", (unsigned)p->uid,
+                (int)p->pid, why);
+    metrics_cell[METRIC_LINKS_REFUSED]++;
+    if (code != 0) {
+        send_message(p, &m);
+    }
+    free_peer(p);
+}
+
+static void close_fds(const int *fds, unsigned n) {
+    for (unsigned i = 0; i < n; i++) {
+        close(fds[i]);
+    }
+}
+
+/* The descriptors of a message: all are collected, so that none is left. */
+static unsigned collect_fds(struct msghdr *h, int *fds) {
+    unsigned n = 0;
+
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c != NULL;
+         c = CMSG_NXTHDR(h, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
+            continue;
+        }
+        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+        for (size_t i = 0; i < count; i++) {
+            int fd;
+
+            memcpy(&fd, CMSG_DATA(c) + i * sizeof(fd), sizeof(fd));
+            if (n < MAX_FDS) {
+                fds[n++] = fd;
+            } else {
+                close(fd);
+            }
+        }
+    }
+    return n;
+}
+
+/* Bytes of the message, as recvmsg; descriptors in fds[0..*nfds). */
+static ssize_t receive(int sock, cap_message *m, int *fds, unsigned *nfds,
+                       bool *cut) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(MAX_FDS * sizeof(int))];
+    } control;
+    struct iovec io = {m, sizeof(*m)};
+    struct msghdr h = {.msg_iov = &io,
+                       .msg_iovlen = 1,
+                       .msg_control = &control,
+                       .msg_controllen = sizeof(control)};
+    ssize_t n = recvmsg(sock, &h, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+    *nfds = 0;
+    *cut = false;
+    if (n >= 0) {
+        *nfds = collect_fds(&h, fds);
+        *cut = (h.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0;
+    }
+    return n;
+}
+
+/* NULL, or why it is no HELLO of ours; *code for the answer, 0: none. */
+static const char *check_hello(const cap_message *m, size_t n, bool cut,
+                               unsigned nfds, enum cap_refusal *code,
+                               char *text, size_t size) {
+    *code = 0;
+    if (n < offsetof(cap_message, code) || m->magic != CAP_HELLO_MAGIC) {
+        return "it is no worker (the message is not a HELLO)";
+    }
+    if (m->version != CAP_WIRE_VERSION) {
+        *code = CAP_REFUSED_VERSION;
+        snprintf(text, size,
+                 "the worker's module speaks version %u of the link, this "
+                 "sidecar version %u",
+                 m->version, CAP_WIRE_VERSION);
+        return text;
+    }
+    if (n != sizeof(*m) || m->kind != CAP_HELLO || cut) {
+        *code = CAP_REFUSED_LAYOUT;
+        return "the HELLO has a wrong size or kind";
+    }
+    if (nfds != CAP_FD_COUNT) {
+        *code = CAP_REFUSED_LAYOUT;
+        return "the HELLO has not two descriptors";
+    }
+    return NULL;
+}
+
+/* Maps the pool and hangs the doorbell in.  NULL, or why not. */
+static const char *take_over(peer *p, const int *fds, enum cap_refusal *code) {
+    links *ls = p->links;
+    uint64_t left = ls->config->pools_size > ls->pool_bytes
+                        ? ls->config->pools_size - ls->pool_bytes
+                        : 0;
+    const char *why;
+
+    *code = CAP_REFUSED_LAYOUT;
+    p->pool = pool_open(fds[CAP_FD_POOL], left, &why);
+    if (p->pool == NULL) {
+        if (why == pool_over_limit) {
+            *code = CAP_REFUSED_LIMIT;
+        }
+        return why;
+    }
+    ls->pool_bytes += p->pool->mapped;
+    metrics_cell[METRIC_POOL_BYTES] = ls->pool_bytes;
+    p->assemble =
+        assemble_new(p->pool, ls->ledger, ls->loop, ls->config->flush_time);
+    if (p->assemble == NULL) {
+        *code = CAP_REFUSED_LIMIT;
+        return "out of memory";
+    }
+    /*
+     * Edge-triggered, and never read: each ring is an event, its count has
+     * no end in practice, and a descriptor that is no eventfd cannot make us
+     * wait in read().
+     */
+    p->bell.fd = fds[CAP_FD_DOORBELL];
+    p->bell.ready = bell_ready;
+    if (loop_add(ls->loop, &p->bell, EPOLLIN | EPOLLET) != 0) {
+        p->bell.fd = -1;
+        return "the doorbell cannot be waited for";
+    }
+    return NULL;
+}
+
+static void welcome(peer *p, uint32_t pid) {
+    links *ls = p->links;
+    cap_message m = {.magic = CAP_HELLO_MAGIC,
+                     .kind = CAP_WELCOME,
+                     .version = CAP_WIRE_VERSION};
+
+    loop_timer_cancel(ls->loop, &p->hello);
+    p->state = LINKED;
+    p->pid = (pid_t)pid;
+    p->read_ns = loop_now_ns(ls->loop);
+    m.generation = pool_own(p->pool);
+    metrics_cell[METRIC_LINKS]++;
+    metrics_cell[METRIC_LINKS_TOTAL]++;
+    log_info("worker %d (uid %u) linked: %u blocks of %u KiB, %u connections",
+             (int)p->pid, (unsigned)p->uid, p->pool->geometry.nblocks,
+             CAP_BLOCK_SIZE / 1024, p->pool->geometry.nslots);
+    send_message(p, &m);
+}
+
+static void greet(peer *p) {
+    cap_message m = {0};
+    int fds[MAX_FDS];
+    unsigned nfds;
+    bool cut;
+    enum cap_refusal code;
+    char text[CAP_TEXT_SIZE];
+    const char *why;
+    ssize_t n = receive(p->sock.fd, &m, fds, &nfds, &cut);
+
+    if (n == -1 && (errno == EAGAIN || errno == EINTR)) {
+        return;
+    }
+    if (n <= 0) {
+        close_fds(fds, nfds);
+        refuse(p, 0, "it hung up before its HELLO");
+        return;
+    }
+    why = check_hello(&m, (size_t)n, cut, nfds, &code, text, sizeof(text));
+    if (why == NULL) {
+        why = take_over(p, fds, &code);
+    }
+    if (p->bell.fd == -1) {
+        close_fds(fds, nfds);
+    } else {
+        close(fds[CAP_FD_POOL]); /* the mapping stays */
+    }
+    if (why != NULL) {
+        refuse(p, code, why);
+    } else {
+        welcome(p, m.pid);
+    }
+}
+
+static void hello_late(loop_timer *timer) {
+    refuse(OWNER(timer, peer, hello), 0, "no HELLO came within 5 s");
+}
+
+/* ---- events ---- */
+
+static void sock_ready(loop_io *io, uint32_t events) {
+    peer *p = OWNER(io, peer, sock);
+    char byte;
+    ssize_t n;
+
+    (void)events; /* reading tells what it was */
+    if (p->state == ACCEPTED) {
+        greet(p);
+        return;
+    }
+    n = recv(io->fd, &byte, 1, MSG_DONTWAIT);
+    if (n > 0) {
+        bad_link(p, CAP_BAD_LINK, "a message that the link does not have");
+    } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
+        hung_up(p);
+    }
+}
+
+/* A ring only ends the loop's sleep: links_turn looks at every pool. */
+static void bell_ready(loop_io *io, uint32_t events) {
+    if (events & (EPOLLERR | EPOLLHUP)) {
+        bad_link(OWNER(io, peer, bell), CAP_BAD_LINK, "the doorbell is broken");
+    }
+}
+
+static bool uid_allowed(const config *c, uid_t uid) {
+    for (size_t i = 0; i < c->nallowed_uids; i++) {
+        if (c->allowed_uids[i] == uid) {
+            return true;
+        }
+    }
+    return c->nallowed_uids == 0;
+}
+
+static void add_peer(links *ls, int fd) {
+    struct ucred cred = {.pid = 0, .uid = (uid_t)-1};
+    socklen_t len = sizeof(cred);
+    peer *p = calloc(1, sizeof(*p));
+
+    if (p == NULL) {
+        close(fd);
+        return;
+    }
+    p->links = ls;
+    p->bell.fd = -1;
+    p->sock.fd = fd;
+    p->sock.ready = sock_ready;
+    p->hello.due = hello_late;
+    TAILQ_INSERT_TAIL(&ls->peers, p, all);
+    ls->npeers++;
+    (void)getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len);
+    p->uid = cred.uid;
+    p->pid = cred.pid;
+    if (loop_add(ls->loop, &p->sock, EPOLLIN | EPOLLRDHUP) != 0) {
+        refuse(p, CAP_REFUSED_LIMIT, strerror(errno));
+    } else if (!uid_allowed(ls->config, p->uid)) {
+        refuse(p, CAP_REFUSED_USER,
+               "this user is not allowed (listen.allowed_uids)");
+    } else if (ls->npeers > MAX_PEERS) {
+        refuse(p, CAP_REFUSED_LIMIT, "too many links");
+    } else {
+        loop_timer_set(ls->loop, &p->hello, HELLO_NS);
+    }
+}
+
+static void listener_ready(loop_io *io, uint32_t events) {
+    links *ls = OWNER(io, links, listener);
+
+    (void)events;
+    for (int i = 0; i < 16; i++) {
+        int fd = accept4(io->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+        if (fd != -1) {
+            add_peer(ls, fd);
+            continue;
+        }
+        if (errno == EAGAIN) {
+            return;
+        }
+        if (errno != EINTR && errno != ECONNABORTED) {
+            /* out of descriptors: it stays readable, so look away */
+            log_limited(&ls->log_accept, LOG_LEVEL_ERROR,
+                        "accept() on unix:%s failed: %s", ls->config->listen,
+                        strerror(errno));
+            loop_remove(ls->loop, io);
+            loop_timer_set(ls->loop, &ls->accept_again, ACCEPT_AGAIN_NS);
+            return;
+        }
+    }
+}
+
+static void accept_again(loop_timer *timer) {
+    links *ls = OWNER(timer, links, accept_again);
+
+    if (loop_add(ls->loop, &ls->listener, EPOLLIN) != 0) {
+        loop_timer_set(ls->loop, timer, ACCEPT_AGAIN_NS);
+    }
+}
+
+/* ---- reading ---- */
+
+/* Reads at most about `bytes`.  1: there may be more, 0: there is not, -1: the
+   link is over. */
+static int read_frames(peer *p, uint64_t frames, uint64_t bytes) {
+    pool_frame f;
+    const char *why;
+    enum cap_reason reason;
+    int rc;
+
+    if (!pool_unread(p->pool) && p->pool->bad == NULL) {
+        return 0;
+    }
+    p->read_ns = loop_now_ns(p->links->loop);
+    assemble_turn(p->assemble);
+    for (uint64_t n = 0; n < frames; n++) {
+        rc = pool_read(p->pool, &f);
+        if (rc == 0) {
+            return 0;
+        }
+        if (rc == -1) {
+            bad_link(p, CAP_BAD_LINK, p->pool->bad);
+            return -1;
+        }
+        reason = assemble_frame(p->assemble, &f, &why);
+        if (reason != CAP_NONE) {
+            bad_link(p, reason, why != NULL ? why : "out of memory");
+            return -1;
+        }
+        if (CAP_FRAME_SPACE(f.head.size) >= bytes) {
+            return 1;
+        }
+        bytes -= CAP_FRAME_SPACE(f.head.size);
+    }
+    return 1;
+}
+
+/* Everything goes out of our hands at once: nothing may be sent or counted. */
+static void give_up(peer *p) {
+    log_error("the pool of worker %d has another owner; it is left alone",
+              (int)p->pid);
+    metrics_cell[METRIC_LINKS_BAD]++;
+    unlink_peer(p, FINISHING);
+    assemble_discard(p->assemble);
+}
+
+/* 0: look again at once; -1: rung for; else ns. */
+static int64_t linked_turn(peer *p) {
+    enum cap_reader_state state;
+    int rc;
+
+    if (!pool_owned(p->pool)) {
+        give_up(p);
+        return 0;
+    }
+    if (p->links->draining) {
+        return -1;
+    }
+    pool_awake(p->pool);
+    rc = read_frames(p, TURN_FRAMES, TURN_BYTES);
+    if (rc != 0) {
+        if (rc == 1) {
+            assemble_relieve(p->assemble);
+        }
+        return 0;
+    }
+    assemble_relieve(p->assemble);
+    state = loop_now_ns(p->links->loop) - p->read_ns < NAPS * NAP_NS
+                ? CAP_READER_NAPPING
+                : CAP_READER_ASLEEP;
+    if (pool_sleep(p->pool, state)) {
+        return 0;
+    }
+    return state == CAP_READER_NAPPING ? NAP_NS : -1;
+}
+
+static int64_t ending_turn(peer *p) {
+    int rc = read_frames(p, TURN_FRAMES, TURN_BYTES);
+
+    if (rc == 0) {
+        finish(p, CAP_WORKER_EXIT);
+    }
+    return rc == 1 ? 0 : -1;
+}
+
+static int64_t peer_turn(peer *p) {
+    switch (p->state) {
+    case LINKED:
+        return linked_turn(p);
+    case ENDING:
+        return ending_turn(p);
+    default:
+        return -1;
+    }
+}
+
+int64_t links_turn(links *ls) {
+    peer *p, *next;
+    int64_t sleep_ns = -1;
+
+    for (p = TAILQ_FIRST(&ls->peers); p != NULL; p = next) {
+        next = TAILQ_NEXT(p, all);
+        int64_t ns = peer_turn(p);
+
+        if (ns >= 0 && (sleep_ns < 0 || ns < sleep_ns)) {
+            sleep_ns = ns;
+        }
+    }
+    return sleep_ns;
+}
+
+void links_retire(links *ls) {
+    peer *p, *next;
+
+    for (p = TAILQ_FIRST(&ls->peers); p != NULL; p = next) {
+        next = TAILQ_NEXT(p, all);
+        if (p->state == FINISHING && assemble_empty(p->assemble)) {
+            retire(p);
+        }
+    }
+}
+
+/* ---- the socket ---- */
+
+static int take_lock(const char *path) {
+    char name[256];
+    int fd;
+
+    snprintf(name, sizeof(name), "%s.lock", path);
+    fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd == -1) {
+        log_error("%s cannot be opened: %s", name, strerror(errno));
+        return -1;
+    }
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        if (errno == EWOULDBLOCK) {
+            log_error("another capture-sidecar owns unix:%s", path);
+        } else {
+            log_error("%s cannot be locked: %s", name, strerror(errno));
+        }
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* Only with the lock: what is there belongs to nobody who lives. */
+static int remove_stale(const char *path) {
+    struct stat st;
+
+    if (lstat(path, &st) == -1) {
+        return errno == ENOENT ? 0 : -1;
+    }
+    if (!S_ISSOCK(st.st_mode)) {
+        errno = EEXIST;
+        return -1;
+    }
+    return unlink(path);
+}
+
+/* Nobody can connect before listen(), when owner and mode are right. */
+static int listen_at(const config *c) {
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    mode_t mask;
+    int rc;
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+    if (fd == -1) {
+        return -1;
+    }
+    memcpy(at.sun_path, c->listen, strlen(c->listen) + 1);
+    mask = umask(0177);
+    rc = bind(fd, (struct sockaddr *)&at, sizeof(at));
+    umask(mask);
+    if (rc != 0 || lchown(c->listen, c->listen_owner, c->listen_group) != 0 ||
+        chmod(c->listen, c->listen_mode) != 0 || listen(fd, 64) != 0) {
+        int error = errno;
+
+        close(fd);
+        errno = error;
+        return -1;
+    }
+    return fd;
+}
+
+links *links_open(const config *c, loop *l, ledger *lg) {
+    links *ls = calloc(1, sizeof(*ls));
+
+    if (ls == NULL ||
+        strlen(c->listen) >= sizeof(((struct sockaddr_un *)0)->sun_path)) {
+        log_error("out of memory, or the socket's path is too long");
+        free(ls);
+        return NULL;
+    }
+    ls->config = c;
+    ls->loop = l;
+    ls->ledger = lg;
+    ls->accept_again.due = accept_again;
+    TAILQ_INIT(&ls->peers);
+    ls->lock = take_lock(c->listen);
+    if (ls->lock == -1) {
+        free(ls);
+        return NULL;
+    }
+    ls->listener.ready = listener_ready;
+    ls->listener.fd = remove_stale(c->listen) == 0 ? listen_at(c) : -1;
+    if (ls->listener.fd == -1 || loop_add(l, &ls->listener, EPOLLIN) != 0) {
+        log_error("listening on unix:%s failed: %s", c->listen,
+                  errno == EEXIST ? "the path exists and is no socket"
+                                  : strerror(errno));
+        close(ls->lock);
+        free(ls);
+        return NULL;
+    }
+    return ls;
+}
+
+static void stop_listening(links *ls) {
+    if (ls->listener.fd != -1) {
+        unlink(ls->config->listen);
+        loop_timer_cancel(ls->loop, &ls->accept_again);
+        loop_remove(ls->loop, &ls->listener);
+        close(ls->listener.fd);
+        ls->listener.fd = -1;
+    }
+}
+
+void links_drain(links *ls) {
+    peer *p, *next;
+
+    stop_listening(ls);
+    for (p = TAILQ_FIRST(&ls->peers); p != NULL; p = next) {
+        next = TAILQ_NEXT(p, all);
+        if (p->state == ACCEPTED) {
+            free_peer(p);
+        } else if (p->state == LINKED) {
+            /* bounded: the worker goes on writing */
+            if (read_frames(p, UINT64_MAX, p->pool->mapped) != -1) {
+                assemble_flush(p->assemble);
+            }
+        }
+    }
+    ls->draining = true;
+}
+
+bool links_settled(const links *ls) {
+    const peer *p;
+
+    TAILQ_FOREACH(p, &ls->peers, all) {
+        if (p->state != LINKED) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void links_close(links *ls) {
+    peer *p;
+
+    stop_listening(ls);
+    while ((p = TAILQ_FIRST(&ls->peers)) != NULL) {
+        free_peer(p);
+    }
+    close(ls->lock);
+    free(ls);
+}

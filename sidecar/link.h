@@ -1,0 +1,61 @@
+/*
+ * The workers: the socket where they come, the handshake (wire/hello.h), the
+ * doorbell, and what happens when one goes.
+ *
+ *   accepted --HELLO--> linked --hang-up--> ending --read to the end-->
+ *      | 5 s, bad          |                                     finishing
+ *      v                   | broke a rule                            |
+ *   refused                +-----------------------------> finishing |
+ *                                                     all settled:   v
+ *                                             counters kept, unmapped, gone
+ *
+ * Whoever may open the socket may be a worker: its mode and owner, and
+ * listen.allowed_uids, say who that is; never a pid.  Nothing that a peer
+ * sends ends more than its own link.
+ */
+#ifndef SIDECAR_LINK_H
+#define SIDECAR_LINK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "sidecar/assemble.h"
+#include "sidecar/config.h"
+#include "sidecar/loop.h"
+#include "sidecar/metrics.h"
+
+typedef struct links links;
+
+/*
+ * Takes the lock and listens.  NULL after a line in the log: another sidecar
+ * owns the socket, or it cannot be made.  `c`, `l` and `lg` must outlive it.
+ */
+links *links_open(const config *c, loop *l, ledger *lg);
+
+/*
+ * For the loop's hook: reads what the workers have published, a bounded
+ * amount.  Returns how long the loop may sleep, in ns: 0 not at all, -1 for
+ * ever.
+ */
+int64_t links_turn(links *ls);
+
+/* Lets go of the pools whose worker has gone and which are settled.  For the
+   loop's hook, after the ledger's turn. */
+void links_retire(links *ls);
+
+/*
+ * Accepts no more workers and reads what is published now, to the end;
+ * makes all of it due.  Linked workers are not read again.
+ */
+void links_drain(links *ls);
+
+/* No worker that has gone is unsettled. */
+bool links_settled(const links *ls);
+
+/* All pools, linked and gone (a metrics_source). */
+void links_sum(void *owner, metrics_exchanges *into);
+
+/* Hangs up, unmaps; what is pending stays uncounted. */
+void links_close(links *ls);
+
+#endif

@@ -1,0 +1,74 @@
+/*
+ * Counters of this process, and the page that shows them.
+ *
+ * METRICS is the one table: name, type, help; /metrics and docs/metrics.md are
+ * made from it.  Counters of exchanges come from the pools (wire/counters.h);
+ * those of pools that have gone are kept in metrics_retired.
+ */
+#ifndef SIDECAR_METRICS_H
+#define SIDECAR_METRICS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "sidecar/loop.h"
+#include "wire/counters.h"
+
+/* X(symbol, name without "capture_", type, help) */
+#define METRICS(X)                                                             \
+    X(LINKS, "links", gauge, "workers linked now")                             \
+    X(LINKS_TOTAL, "links_total", counter, "links accepted since start")       \
+    X(LINKS_REFUSED, "links_refused_total", counter,                           \
+      "connections to the socket that were refused")                           \
+    X(LINKS_BAD, "links_bad_total", counter,                                   \
+      "links ended because the worker's memory broke the rules")               \
+    X(CONNECTIONS, "connections", gauge, "open connectionIds")                 \
+    X(POOL_BYTES, "pool_bytes", gauge, "mapped memory of all pools")           \
+    X(POOL_BLOCKS_USED, "pool_blocks_used", gauge,                             \
+      "blocks that hold bytes not yet held elsewhere")                         \
+    X(RECORDS, "records_total", counter, "records acknowledged")               \
+    X(RECORD_BYTES, "record_bytes_total", counter,                             \
+      "bytes of acknowledged records")                                         \
+    X(RECORDS_RETRIED, "records_retried_total", counter,                       \
+      "records sent again because they were certainly not persisted")          \
+    X(INFLIGHT_RECORDS, "inflight_records", gauge,                             \
+      "records handed to Kafka and not acknowledged")                          \
+    X(INFLIGHT_BYTES, "inflight_bytes", gauge, "bytes of those records")       \
+    X(KAFKA_READY, "kafka_ready", gauge, "1 when the topic can be written")    \
+    X(EXPORTED, "exported_records_total", counter,                             \
+      "records written to the file export")                                    \
+    X(EXPORT_FAILED, "export_failed_records_total", counter,                   \
+      "records that the file export did not take")
+
+enum metric {
+#define X(sym, name, type, help) METRIC_##sym,
+    METRICS(X)
+#undef X
+    METRIC_COUNT
+};
+
+extern uint64_t metrics_cell[METRIC_COUNT];
+
+/* Sum of all pools' exchange counters, linked and retired. */
+typedef struct {
+    uint64_t seen, captured, truncated, pending;
+    uint64_t reason[CAP_REASON_CELLS];
+} metrics_exchanges;
+
+/* Fills `into` with the sum over all pools; registered by the link stage. */
+typedef void (*metrics_source)(void *owner, metrics_exchanges *into);
+void metrics_register(metrics_source source, void *owner);
+
+/* The page, as Prometheus text. */
+void metrics_write(FILE *out);
+/* docs/metrics.md and docs/counters.md. */
+void metrics_docs(FILE *out);
+
+/* HTTP: /metrics, /live, /ready (503 and why until ready).  0, or -1 after a
+   line in the log. */
+int metrics_listen(loop *l, const char *address,
+                   bool (*ready)(void *owner, const char **why), void *owner);
+void metrics_close(void);
+
+#endif

@@ -1,0 +1,469 @@
+#define _GNU_SOURCE /* seals */
+#include "sidecar/pool.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#define SLAB_REFS 1023
+#define NEEDED_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+
+struct pool_slab {
+    struct pool_slab *next;
+    frame_ref refs[SLAB_REFS];
+};
+
+const char pool_over_limit[] = "the pool is over the limit (pools.size)";
+
+/* ---- mapping ---- */
+
+/* Without these seals the other side could cut the memory under us. */
+static const char *check_fd(int fd, uint64_t limit, uint64_t *size) {
+    struct stat st;
+    int seals = fcntl(fd, F_GET_SEALS);
+
+    if (seals == -1) {
+        return "the pool is not a memfd";
+    }
+    if ((seals & NEEDED_SEALS) != NEEDED_SEALS) {
+        return "the pool is not sealed against resizing";
+    }
+    if (fstat(fd, &st) == -1 || st.st_size < (off_t)CAP_HEADER_SIZE) {
+        return "the pool is too small";
+    }
+    if ((uint64_t)st.st_size > limit) {
+        return pool_over_limit;
+    }
+    *size = (uint64_t)st.st_size;
+    return NULL;
+}
+
+static const char *copy_header(pool *p) {
+    const cap_header *h = p->header;
+    const char *why;
+
+    if (h->magic != CAP_MAGIC) {
+        return "the pool has no pool's header";
+    }
+    if (h->version != CAP_WIRE_VERSION) {
+        return "the pool's version is not this sidecar's";
+    }
+    memcpy(&p->geometry, &h->geometry, sizeof(p->geometry));
+    why = cap_layout_check(&p->geometry, p->mapped);
+    if (why != NULL) {
+        return why;
+    }
+    memcpy(p->node_id, h->node_id, sizeof(p->node_id));
+    for (size_t i = 0; i < sizeof(p->node_id); i++) {
+        if (p->node_id[i] <= ' ' || p->node_id[i] > '~') {
+            return "the nodeId is not printable";
+        }
+    }
+    return NULL;
+}
+
+pool *pool_open(int fd, uint64_t limit, const char **why) {
+    pool *p = calloc(1, sizeof(*p));
+    void *base;
+
+    *why = "out of memory";
+    if (p == NULL) {
+        return NULL;
+    }
+    p->seq = 1;
+    *why = check_fd(fd, limit, &p->mapped);
+    if (*why != NULL) {
+        free(p);
+        return NULL;
+    }
+    base = mmap(NULL, p->mapped, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (base == MAP_FAILED) {
+        *why = "the pool cannot be mapped";
+        free(p);
+        return NULL;
+    }
+    p->header = base;
+    /* a core dump must not hold captured bytes */
+    (void)madvise(base, p->mapped, MADV_DONTDUMP);
+    *why = copy_header(p);
+    if (*why == NULL) {
+        p->blocks = calloc(p->geometry.nblocks, sizeof(*p->blocks));
+        *why = p->blocks == NULL ? "out of memory" : NULL;
+    }
+    if (*why != NULL) {
+        pool_free(p);
+        return NULL;
+    }
+    return p;
+}
+
+void pool_free(pool *p) {
+    struct pool_slab *next;
+
+    for (struct pool_slab *s = p->slabs; s != NULL; s = next) {
+        next = s->next;
+        free(s);
+    }
+    munmap(p->header, p->mapped);
+    free(p->blocks);
+    free(p);
+}
+
+uint64_t pool_own(pool *p) {
+    p->owner = 1 + atomic_fetch_add_explicit(&p->header->owner_generation, 1,
+                                             memory_order_acq_rel);
+    return p->owner;
+}
+
+bool pool_owned(pool *p) {
+    if (atomic_load_explicit(&p->header->owner_generation,
+                             memory_order_acquire) != p->owner) {
+        p->disowned = true;
+    }
+    return !p->disowned;
+}
+
+void pool_close(pool *p) {
+    p->closed = true;
+}
+
+/* ---- giving back ---- */
+
+/*
+ * The ring cannot overflow with a worker that takes what it gets: a block or
+ * a slot comes back once before it is lent again.  With another worker only
+ * entries of its own are overwritten.
+ */
+static void give_back(pool *p, uint64_t entry) {
+    atomic_store_explicit(
+        cap_return_at(p->header, &p->geometry, p->return_tail), entry,
+        memory_order_relaxed);
+    p->return_tail++;
+    atomic_store_explicit(&p->header->return_tail, p->return_tail,
+                          memory_order_release);
+}
+
+static void return_block(pool *p, uint32_t index) {
+    pool_block *b = &p->blocks[index];
+
+    p->held--;
+    if (p->closed || !pool_owned(p)) {
+        b->state = POOL_BLOCK_SPENT;
+        return;
+    }
+    b->state = POOL_BLOCK_AWAY;
+    give_back(p, CAP_RETURN_ENTRY(CAP_RETURN_BLOCK, b->generation, index));
+}
+
+void pool_return_slot(pool *p, uint32_t slot, uint32_t generation) {
+    if (!p->closed && pool_owned(p)) {
+        give_back(p, CAP_RETURN_ENTRY(CAP_RETURN_SLOT, generation, slot));
+    }
+}
+
+/* ---- reading ---- */
+
+static int bad(pool *p, const char *why) {
+    if (p->bad == NULL) {
+        p->bad = why;
+    }
+    return -1;
+}
+
+/* Takes the ring's next block into work.  1, 0: there is none, -1. */
+static int next_block(pool *p) {
+    uint32_t tail =
+        atomic_load_explicit(&p->header->ring_tail, memory_order_acquire);
+    uint64_t entry;
+    uint32_t index, generation;
+    pool_block *b;
+
+    if (tail == p->ring_head) {
+        return 0;
+    }
+    if (tail - p->ring_head > p->geometry.ring_size) {
+        return bad(p, "the ring's end is out of range");
+    }
+    entry =
+        atomic_load_explicit(cap_ring_at(p->header, &p->geometry, p->ring_head),
+                             memory_order_relaxed);
+    index = (uint32_t)entry;
+    generation = (uint32_t)(entry >> 32);
+    if (index >= p->geometry.nblocks) {
+        return bad(p, "block out of range");
+    }
+    b = &p->blocks[index];
+    if (b->state != POOL_BLOCK_AWAY) {
+        return bad(p, "a block was handed over twice");
+    }
+    if (cap_block_at(p->header, &p->geometry, index)->generation !=
+        generation) {
+        return bad(p, "a block's generation is not the ring's");
+    }
+    b->generation = generation;
+    b->order = p->ring_head;
+    b->state = POOL_BLOCK_OPEN;
+    p->held++;
+    p->reading = true;
+    p->sealed = false;
+    p->block = index;
+    p->at = p->end = p->published = CAP_BLOCK_HEADER;
+    return 1;
+}
+
+static void end_block(pool *p) {
+    p->reading = false;
+    p->ring_head++;
+    /* for who looks at the pool from outside; nothing depends on it */
+    atomic_store_explicit(&p->header->ring_head, p->ring_head,
+                          memory_order_relaxed);
+    p->blocks[p->block].state = POOL_BLOCK_READ;
+    if (p->blocks[p->block].refs == 0) {
+        return_block(p, p->block);
+    }
+}
+
+/* How far the block in work may be read now.  0, or -1. */
+static int look_further(pool *p) {
+    uint32_t value = atomic_load_explicit(
+        &cap_block_at(p->header, &p->geometry, p->block)->published,
+        memory_order_acquire);
+    uint32_t end = value & ~CAP_BLOCK_SEALED;
+
+    if (end < CAP_BLOCK_HEADER || end > CAP_BLOCK_SIZE ||
+        end % CAP_FRAME_ALIGN != 0) {
+        return bad(p, "a block's published length is impossible");
+    }
+    if (end < p->end) {
+        return bad(p, "a block's published length shrank");
+    }
+    p->published = value;
+    p->end = end;
+    p->sealed = (value & CAP_BLOCK_SEALED) != 0;
+    return 0;
+}
+
+/* Makes at < end true.  1, 0: nothing is published, -1. */
+static int have_bytes(pool *p) {
+    for (;;) {
+        if (!p->reading) {
+            int rc = next_block(p);
+
+            if (rc != 1) {
+                return rc;
+            }
+        }
+        if (p->at < p->end) {
+            return 1;
+        }
+        if (!p->sealed) {
+            if (look_further(p) != 0) {
+                return -1;
+            }
+            if (p->at < p->end) {
+                return 1;
+            }
+            if (!p->sealed) {
+                return 0;
+            }
+        }
+        end_block(p);
+    }
+}
+
+int pool_read(pool *p, pool_frame *f) {
+    const char *why;
+    size_t left;
+    int rc;
+
+    if (p->bad != NULL) {
+        return -1;
+    }
+    for (;;) {
+        rc = have_bytes(p);
+        if (rc != 1) {
+            return rc;
+        }
+        left = p->end - p->at;
+        if (left < sizeof(f->head)) {
+            return bad(p, "a frame's header is cut");
+        }
+        memcpy(&f->head,
+               (const char *)cap_block_at(p->header, &p->geometry, p->block) +
+                   p->at,
+               sizeof(f->head));
+        why = cap_frame_check(&f->head, left, p->seq, p->geometry.nslots);
+        if (why != NULL) {
+            return bad(p, why);
+        }
+        f->block = p->block;
+        f->at = p->at + (uint32_t)sizeof(f->head);
+        p->at += (uint32_t)CAP_FRAME_SPACE(f->head.size);
+        p->seq++;
+        if (f->head.type != CAP_FRAME_PAD) {
+            return 1;
+        }
+    }
+}
+
+/* ---- refs ---- */
+
+static frame_ref *new_ref(pool *p) {
+    frame_ref *r = p->free_refs;
+
+    if (r == NULL) {
+        struct pool_slab *s = malloc(sizeof(*s));
+
+        if (s == NULL) {
+            return NULL;
+        }
+        s->next = p->slabs;
+        p->slabs = s;
+        for (size_t i = 0; i < SLAB_REFS; i++) {
+            s->refs[i].next = p->free_refs;
+            p->free_refs = &s->refs[i];
+        }
+        r = p->free_refs;
+    }
+    p->free_refs = r->next;
+    r->next = NULL;
+    return r;
+}
+
+frame_ref *pool_hold(pool *p, const pool_frame *f) {
+    frame_ref *r = new_ref(p);
+
+    if (r == NULL) {
+        return NULL;
+    }
+    r->seq = f->head.seq;
+    r->ts_ns = f->head.ts_ns;
+    r->block = f->block;
+    r->at = f->at;
+    r->size = f->head.size;
+    r->type = f->head.type;
+    r->flags = f->head.flags;
+    r->code = f->head.code;
+    p->blocks[f->block].refs++;
+    return r;
+}
+
+frame_ref *pool_make(pool *p, enum cap_frame_type type, uint16_t code,
+                     int64_t ts_ns) {
+    frame_ref *r = new_ref(p);
+
+    if (r == NULL) {
+        return NULL;
+    }
+    r->seq = p->seq - 1;
+    r->ts_ns = ts_ns;
+    r->block = POOL_NO_BLOCK;
+    r->at = 0;
+    r->size = 0;
+    r->type = (uint8_t)type;
+    r->flags = 0;
+    r->code = code;
+    return r;
+}
+
+void pool_release(pool *p, frame_ref *r) {
+    if (r->block != POOL_NO_BLOCK) {
+        pool_block *b = &p->blocks[r->block];
+
+        b->refs--;
+        if (b->refs == 0 && b->state == POOL_BLOCK_READ) {
+            return_block(p, r->block);
+        }
+    }
+    r->next = p->free_refs;
+    p->free_refs = r;
+}
+
+/* ---- waking ---- */
+
+bool pool_unread(pool *p) {
+    uint32_t head = p->ring_head;
+
+    if (p->bad != NULL) {
+        return false;
+    }
+    if (p->reading) {
+        if (p->at < p->end) {
+            return true;
+        }
+        if (!p->sealed) {
+            return atomic_load_explicit(
+                       &cap_block_at(p->header, &p->geometry, p->block)
+                            ->published,
+                       memory_order_acquire) != p->published;
+        }
+        head++;
+    }
+    return atomic_load_explicit(&p->header->ring_tail, memory_order_acquire) !=
+           head;
+}
+
+/*
+ * Here: state = asleep, fence, look for bytes.  Worker: publish bytes, fence,
+ * look at the state.  One of both sees what the other did, so no wake is
+ * missed.
+ */
+bool pool_sleep(pool *p, enum cap_reader_state state) {
+    atomic_store_explicit(&p->header->reader_state, state,
+                          memory_order_seq_cst);
+    atomic_thread_fence(memory_order_seq_cst);
+    if (!pool_unread(p)) {
+        return false;
+    }
+    pool_awake(p);
+    return true;
+}
+
+void pool_awake(pool *p) {
+    atomic_store_explicit(&p->header->reader_state, CAP_READER_AWAKE,
+                          memory_order_relaxed);
+}
+
+/* ---- counters ---- */
+
+/* Only we write these cells, so that a plain store shows the new value. */
+#define SHOW(p, cell)                                                          \
+    atomic_store_explicit(&(p)->header->sidecar.cell, (p)->count.cell,         \
+                          memory_order_relaxed)
+
+void pool_count_taken(pool *p) {
+    p->count.taken++;
+    p->count.open++;
+    SHOW(p, open);
+    SHOW(p, taken);
+}
+
+static void count_ended(pool *p) {
+    p->count.open--;
+    SHOW(p, open);
+}
+
+void pool_count_captured(pool *p, bool truncated) {
+    p->count.captured++;
+    SHOW(p, captured);
+    if (truncated) {
+        p->count.truncated++;
+        SHOW(p, truncated);
+    }
+    count_ended(p);
+}
+
+void pool_count_reason(pool *p, unsigned reason) {
+    p->count.reason[reason]++;
+    SHOW(p, reason[reason]);
+    count_ended(p);
+}
+
+void pool_count_record(pool *p, uint64_t bytes) {
+    p->count.records++;
+    p->count.bytes += bytes;
+    SHOW(p, records);
+    SHOW(p, bytes);
+}

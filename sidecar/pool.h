@@ -1,0 +1,159 @@
+/*
+ * A worker's pool, seen from the sidecar: the mapping, and the only code that
+ * reads frames from it or gives anything back (wire/layout.h).
+ *
+ *   ring entry -> block: 64 | frame | frame | ... | `published`
+ *                             pool_read, one frame a call, in `seq` order
+ *
+ *   pool_hold     a frame_ref keeps its block from going back
+ *   pool_release  the last ref of a block that is wholly read returns it
+ *
+ * The other side can write to this memory at any time.  So what decides
+ * anything is copied before it is checked, and what must stay true (which
+ * blocks are lent to us, how far we have read, every counter) is kept here
+ * and only shown there.  A broken rule makes pool_read return -1 for ever;
+ * the caller ends that link.
+ *
+ * One thread.  Memory: 24 B a block, and 40 B a held frame.  A frame takes at
+ * least 32 B of its pool, so refs are bounded by 1.25 times the pool's size;
+ * they are given back with the pool.
+ */
+#ifndef SIDECAR_POOL_H
+#define SIDECAR_POOL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "wire/counters.h"
+#include "wire/frame.h"
+#include "wire/layout.h"
+
+#define POOL_NO_BLOCK UINT32_MAX
+
+/* A frame that is held: its payload is `size` bytes at `at` in `block`. */
+typedef struct frame_ref {
+    struct frame_ref *next; /* its owner's list */
+    uint64_t seq;
+    int64_t ts_ns;
+    uint32_t block; /* POOL_NO_BLOCK: made by the sidecar, has no payload */
+    uint32_t at;    /* bytes from the block's start */
+    uint32_t size;
+    uint8_t type;
+    uint8_t flags;
+    uint16_t code;
+} frame_ref;
+
+/* A frame as pool_read found it. */
+typedef struct {
+    cap_frame head; /* the copy that was checked */
+    uint32_t block;
+    uint32_t at;
+} pool_frame;
+
+enum pool_block_state {
+    POOL_BLOCK_AWAY = 0, /* the worker's */
+    POOL_BLOCK_OPEN,     /* being read */
+    POOL_BLOCK_READ,     /* wholly read; some ref holds it */
+    POOL_BLOCK_SPENT     /* done with, but the pool is closed: never again */
+};
+
+typedef struct {
+    uint32_t generation;
+    uint32_t refs;
+    uint32_t order; /* ring position: blocks are begun in this order */
+    uint8_t state;  /* enum pool_block_state */
+} pool_block;
+
+/* The sidecar's own exchange counters; the pool shows a copy of them. */
+typedef struct {
+    uint64_t taken, captured, truncated, open, records, bytes;
+    uint64_t reason[CAP_REASON_CELLS];
+} pool_counters;
+
+typedef struct pool {
+    cap_header *header; /* and start of the mapping */
+    uint64_t mapped;    /* bytes */
+    cap_geometry geometry;
+    char node_id[CAP_NODE_ID_SIZE];
+    uint64_t owner;  /* the generation we took */
+    bool disowned;   /* another owner has been seen: produce, return nothing */
+    bool closed;     /* no block goes back any more */
+    const char *bad; /* the rule that was broken, in words; NULL: none */
+
+    uint32_t ring_head; /* of the block in work, or of the next */
+    uint32_t return_tail;
+    uint64_t seq; /* the next frame's */
+
+    /* the block in work; what was read of its `published` */
+    bool reading, sealed;
+    uint32_t block;
+    uint32_t at, end;
+    uint32_t published;
+
+    pool_block *blocks;
+    uint32_t held; /* blocks that are not the worker's */
+    pool_counters count;
+
+    frame_ref *free_refs;
+    struct pool_slab *slabs;
+} pool;
+
+/*
+ * Maps the pool in `fd` (which stays the caller's) after checking seals,
+ * size (at most `limit` bytes), header and geometry.  NULL with *why set.
+ */
+extern const char pool_over_limit[]; /* one of *why */
+pool *pool_open(int fd, uint64_t limit, const char **why);
+
+/* Unmaps; every frame_ref of it becomes invalid. */
+void pool_free(pool *p);
+
+/* Takes ownership: raises the owner's generation by one and returns it. */
+uint64_t pool_own(pool *p);
+
+/* Whether it is still ours; once it is not, it never is again. */
+bool pool_owned(pool *p);
+
+/* 1: *f is the next frame (never a PAD); 0: nothing published; -1: p->bad. */
+int pool_read(pool *p, pool_frame *f);
+
+/* A ref of the frame, not in any list; NULL: out of memory. */
+frame_ref *pool_hold(pool *p, const pool_frame *f);
+
+/* A ref without payload, for a frame that the sidecar makes itself. */
+frame_ref *pool_make(pool *p, enum cap_frame_type type, uint16_t code,
+                     int64_t ts_ns);
+
+/* Ends a ref; returns its block when that was the last thing it waited for. */
+void pool_release(pool *p, frame_ref *r);
+
+static inline const void *pool_payload(const pool *p, const frame_ref *r) {
+    return (const char *)p->header + p->geometry.blocks_at +
+           (uint64_t)r->block * CAP_BLOCK_SIZE + r->at;
+}
+
+/* Gives a slot back, once for each generation. */
+void pool_return_slot(pool *p, uint32_t slot, uint32_t generation);
+
+/* Something is there that pool_read has not returned. */
+bool pool_unread(pool *p);
+
+/*
+ * Tells the worker whether to ring.  Returns true when there is something to
+ * read after all: then the state is CAP_READER_AWAKE again.
+ */
+bool pool_sleep(pool *p, enum cap_reader_state state);
+void pool_awake(pool *p);
+
+/* The worker has gone: blocks stay here, so what it can still publish ends. */
+void pool_close(pool *p);
+
+/* Exchange counters; each also shows the new value in the pool. */
+void pool_count_taken(pool *p);
+/* One open exchange is captured. */
+void pool_count_captured(pool *p, bool truncated);
+/* One open exchange is filtered or lost. */
+void pool_count_reason(pool *p, unsigned reason);
+void pool_count_record(pool *p, uint64_t bytes);
+
+#endif

@@ -1,0 +1,149 @@
+"""Directives: a wrong one is a clear error of `nginx -t`; a module that is loaded
+and not used leaves NGINX as it is."""
+
+import os
+import re
+
+import pytest
+
+from capture_rig import Rig
+from rig.client import Client, build_request
+from rig.source import Response, pattern
+from rig.status import capture_status, wait_until
+
+SIDECAR = "capture_sidecar unix:/tmp/none.sock;"
+
+
+@pytest.mark.parametrize("http, server, error", [
+    ("capture_sidecar /tmp/x;", "", 'takes "unix:/path", not "/tmp/x"'),
+    ("capture_sidecar tmp/x;", "", 'takes "unix:/path"'),
+    ("capture_sidecar unix:tmp/x;", "", 'must begin with "/"'),
+    ("capture_sidecar unix:;", "", 'must begin with "/"'),
+    ("capture_sidecar unix;", "", 'takes "unix:/path"'),
+    ("capture_sidecar '';", "", 'takes "unix:/path"'),
+    ("capture_sidecar 127.0.0.1:9;", "", 'takes "unix:/path"'),
+    (f"capture_sidecar unix:/{'x' * 107};", "", "a Unix socket's may have 107"),
+    ("capture_sidecar;", "", 'invalid number of arguments in "capture_sidecar"'),
+    ("capture_sidecar unix:/a b;", "", "invalid number of arguments"),
+    (SIDECAR + SIDECAR, "", '"capture_sidecar" directive is duplicate'),
+    ("", SIDECAR, '"capture_sidecar" directive is not allowed here'),
+    ("", "capture on;", 'no "capture_sidecar" says'),
+    ("set_real_ip_from 1.1.1.1;", "location / { if ($arg_a) { capture on; } }",
+     'no "capture_sidecar" says'),
+    (SIDECAR, "capture yes;", 'invalid value "yes" in "capture" directive'),
+    (SIDECAR, "capture ON;", 'invalid value "ON"'),
+    (SIDECAR, "capture '';", 'invalid value ""'),
+    (SIDECAR, "capture;", "invalid number of arguments"),
+    (SIDECAR, "capture on off;", "invalid number of arguments"),
+    (SIDECAR, "capture on; capture on;", '"capture" directive is duplicate'),
+    (SIDECAR, "capture off; capture on;", '"capture" directive is duplicate'),
+    (SIDECAR, "capture $no_such_variable;", 'unknown "no_such_variable" variable'),
+    (SIDECAR, "capture_bypass $no_such_variable;", 'unknown "no_such_variable"'),
+    (SIDECAR, "capture_bypass;", "invalid number of arguments"),
+    ("capture_buffer 1023k;", "", '"capture_buffer" must be at least 1m'),
+    ("capture_buffer 0;", "", '"capture_buffer" must be at least 1m'),
+    ("capture_buffer x;", "", '"capture_buffer" directive invalid value'),
+    ("capture_buffer -1m;", "", '"capture_buffer" directive invalid value'),
+    ("capture_buffer 2m; capture_buffer 2m;", "", "is duplicate"),
+    ("", "capture_buffer 2m;", '"capture_buffer" directive is not allowed here'),
+    (SIDECAR, "capture_include everything;", 'invalid value "everything"'),
+    (SIDECAR, "capture_include;", "invalid number of arguments"),
+    (SIDECAR, "capture_wait mutating;", '"capture_wait" takes only "off"'),
+    (SIDECAR, "capture_wait $x;", '"capture_wait" takes only "off"'),
+    (SIDECAR, "capture_wait off on;", '"capture_wait" takes only "off"'),
+    (SIDECAR, "capture_wait_timeout 5s;", "waiting, which is not built yet"),
+    (SIDECAR, "capture_on_failure refuse;", "waiting, which is not built yet"),
+    (SIDECAR, "capture_status;", '"capture_status" directive is not allowed here'),
+    (SIDECAR, "location / { capture_status on; }", "invalid number of arguments"),
+    (SIDECAR, "capture_no_such on;", 'unknown directive "capture_no_such"')])
+def test_a_wrong_directive_is_a_clear_error(check_config, http, server, error):
+    rc, stderr = check_config(http=http, server=server)
+    assert rc == 1
+    line, = re.findall(r".*\[emerg\].*", stderr)
+    assert error in line
+
+
+@pytest.mark.parametrize("http, server", [
+    ("", ""), (SIDECAR, ""), (SIDECAR, "capture on;"), (SIDECAR, "capture off;"),
+    ("", "capture off;"), ("", "location / { capture_status; }"),
+    (SIDECAR + "capture on; capture_buffer 1m;", "capture off;"),
+    (SIDECAR, "capture $arg_a$arg_b; capture_wait off; capture_bypass $arg_a $arg_b;"),
+    (SIDECAR, "capture_include unreplayable; capture on;"),
+    (f"capture_sidecar unix:/{'x' * 106};", "capture on;"),
+    (SIDECAR + "log_format f '$capture_result$capture_connection_id"
+     "$capture_wait_time'; access_log access.log f;", ""),
+    (SIDECAR, "location / { if ($arg_a) { capture on; } }")])
+def test_a_right_configuration_is_taken(check_config, http, server):
+    rc, stderr = check_config(http=http, server=server)
+    assert rc == 0, stderr
+    assert not re.findall(r"\[(warn|error|alert)\]", stderr)
+
+
+def test_a_module_that_is_loaded_and_not_used_changes_nothing(nginx, source):
+    """Same bytes to client and source, no memory shared, no connection."""
+    source.answer = lambda q: Response(body=pattern(100_000), headers=[("Date", "x")])
+    http = (f"upstream source {{ server 127.0.0.1:{source.port}; keepalive 4; }}"
+            "proxy_http_version 1.1; proxy_set_header Connection '';"
+            "proxy_pass_header Date; proxy_set_header Host h; gzip on;")
+    server = ("location / { proxy_pass http://source; }"
+              "location /r { return 301 /x; }")
+    seen = []
+    for module, more in ((False, ""), (True, ""), (True, SIDECAR + "capture off;")):
+        n = nginx(http=http + more, server=server, module=module)
+        worker, = n.workers()
+        with open(f"/proc/{worker}/maps") as f:
+            maps = f.read()
+        assert "nginx-capture" not in maps
+        shared = maps.count("/dev/zero (deleted)")
+        answers = []
+        with Client(n.port) as client:
+            for method, target in (("GET", "/a"), ("POST", "/b"), ("HEAD", "/c")):
+                client.send(build_request(method, target, [("Host", "x")],
+                                          b"body" if method == "POST" else None))
+                answer = client.receive(method)
+                answers.append((answer.head, answer.body))
+            client.send(b"GET / HTTP/1.1\r\n\r\n")
+            answers.append((client.receive().status,))
+        requests = [bytes(q.raw) for q in source.requests]
+        source.requests.clear()
+        seen.append((answers, requests, shared))
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_status_alone_says_that_there_are_no_workers(nginx):
+    n = nginx(server="location = /capture_status { capture_status; }")
+    document = capture_status(n.port)
+    assert document["workers"] == []
+    assert document["total"]["seen"] == 0
+    with Client(n.port) as client:
+        assert client.request("POST", "/capture_status", body=b"x").status == 405
+        answer = client.request("HEAD", "/capture_status")
+        assert (answer.status, answer.header("content-type")) == (
+            200, "application/json")
+
+
+def test_a_server_without_capture_counts_nothing_beside_one_with(rig, source):
+    from rig.process import free_port
+    port = free_port()
+    r = rig(http=f"server {{ listen 127.0.0.1:{port}; error_page 400 /e;"
+                 f"location / {{ proxy_pass http://source; }} }}")
+    with Client(port) as client:
+        assert client.request("GET", "/").status == 200
+        client.send(b"GET / HTTP/1.1\r\n\r\n")
+        client.receive()
+    r.get()
+    r.exchanges(1)
+    r.total(seen=1, captured=1)
+
+
+def test_a_bad_request_with_an_error_page_is_a_bad_request(rig, source):
+    """The error page runs phases, but the first ones have never run."""
+    r = rig(server="error_page 400 414 494 /sorry;"
+                   "location /sorry { proxy_pass http://source; }")
+    for raw in (b"GET / HTTP/1.1\r\n\r\n", b"GET /" + b"x" * 40000 + b" HTTP/1.1\r\n",
+                b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 40000 + b"\r\n"):
+        with r.client() as client:
+            client.send(raw)
+            client.receive()
+    assert not r.sidecar.exchanges
+    r.total(seen=3, bad_request=3)

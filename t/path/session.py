@@ -1,0 +1,127 @@
+"""What clients sent and received, to be found again in the topic.
+
+A Session wraps one client connection and keeps each exchange's exact bytes.
+`assert_captured` feeds the whole topic to the reference consumer and compares
+every exchange with them, in order, byte for byte.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+from refconsumer import http
+from refconsumer.verify import verify_topic
+from rig.client import build_request
+
+_ids = itertools.count(1)
+
+
+@dataclass
+class Sent:
+    """One exchange as its client saw it."""
+    mark: bytes          # unique header value: finds it in the topic
+    method: bytes
+    raw: bytes           # the request as sent
+    answer: object       # rig.client.Answer, or None
+
+
+class Session:
+    """A client connection whose exchanges are to be captured."""
+
+    def __init__(self, stack, **options):
+        self.client = stack.client(**options)
+        self.exchanges = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+
+    def request(self, method, target, headers=(), body=None, chunks=None):
+        raw, mark = marked(method, target, headers, body, chunks)
+        self.client.send(raw)
+        return self.received(method, raw, mark)
+
+    def received(self, method, raw, mark):
+        answer = self.client.receive(method)
+        self.exchanges.append(Sent(mark, method.encode(), raw, answer))
+        return answer
+
+
+def marked(method, target, headers=(), body=None, chunks=None):
+    """(bytes of a request with a header of its own, that header's value)"""
+    mark = b"m%d" % next(_ids)
+    headers = [("Host", "source.test"), ("X-Mark", mark.decode()), *headers]
+    return build_request(method, target, headers, body, chunks), mark
+
+
+def mark_of(request):
+    """The mark of a captured request."""
+    values = http.parse_request(request).values(b"x-mark")
+    assert len(values) == 1, f"no mark in a captured request: {request[:200]!r}"
+    return values[0]
+
+
+def assert_captured(records, sessions, all_closed=True, ignore=()):
+    """Every exchange of every session is in the topic once, as it was, in the
+    order of its connection, and nothing else is. Returns the consumer's result."""
+    result = verify_topic(records)
+    result.assert_clean(all_closed=all_closed)
+    found = {}
+    for exchange in result.exchanges:
+        mark = mark_of(exchange.request)
+        assert mark not in found, f"{mark} is in the topic twice"
+        found[mark] = exchange
+
+    sent = {s.mark: s for session in sessions for s in session.exchanges}
+    assert set(found) == set(sent), (
+        f"missing: {sorted(set(sent) - set(found))[:10]}, "
+        f"unexpected: {sorted(set(found) - set(sent))[:10]}")
+    for mark, exchange in found.items():
+        assert_same(exchange, sent[mark], ignore)
+    for session in sessions:
+        assert_order(result, [s.mark for s in session.exchanges], found)
+    return result
+
+
+def assert_same(exchange, sent, ignore=()):
+    problem = http.same_request(exchange.request, sent.raw)
+    assert problem is None, f"{sent.mark}: {problem}"
+    problem = http.same_response(exchange.response, sent.answer.head,
+                                 sent.answer.body, sent.method, ignore)
+    assert problem is None, f"{sent.mark}: {problem}"
+
+
+def assert_order(result, marks, found):
+    """One client connection without a loss is one connectionId, in order."""
+    if not marks:
+        return
+    ids = {found[m].connection_id for m in marks}
+    assert len(ids) == 1, f"one connection's exchanges have {len(ids)} ids"
+    order = [mark_of(e.request) for e in result.by_connection()[ids.pop()]]
+    assert order == marks
+
+
+def assert_balanced(status):
+    """seen = captured + filtered + lost + pending, for each row and the sum."""
+    for row in (*status["workers"], status["exited"], status["total"]):
+        classes = (row["captured"] + sum(row["filtered"].values())
+                   + sum(row["lost"].values()) + row["pending"])
+        assert row["seen"] == classes, row
+    return status
+
+
+def settled(seen):
+    """A condition: `seen` exchanges, none of them in flight, and the sums are
+    right. (Other workers' rows are up to a quarter of a second old.)"""
+    def check(status):
+        total = status["total"]
+        return (total["pending"] == 0 and total["seen"] == seen
+                and seen == total["captured"]
+                + sum(total["filtered"].values())
+                + sum(total["lost"].values()))
+    return check
+
+
+def lost(status):
+    return sum(status["total"]["lost"].values())

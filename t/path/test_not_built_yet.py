@@ -1,0 +1,66 @@
+"""What README calls "not built yet" is refused in these words, and never taken
+for granted by somebody who configures it."""
+
+import os
+import subprocess
+
+import pytest
+
+from rig.process import BUILD, TOP
+from rig.sidecar import check
+
+SERVER = """
+    location / {
+        capture on;
+        proxy_pass http://127.0.0.1:1;
+    }
+"""
+
+
+@pytest.mark.parametrize("directive", [
+    "capture_wait mutating;", "capture_wait $request_method;",
+    "capture_wait_timeout 10s;", "capture_on_failure refuse;"])
+def test_nginx_refuses_waiting(check_config, directive):
+    rc, err = check_config(http="capture_sidecar unix:/tmp/none;",
+                           server=directive + SERVER)
+    assert rc != 0
+    assert "not built yet" in err, err
+
+
+def test_nginx_takes_capture_wait_off(check_config):
+    rc, err = check_config(http="capture_sidecar unix:/tmp/none;",
+                           server="capture_wait off;" + SERVER)
+    assert rc == 0, err
+
+
+def test_nginx_refuses_capture_include_not_forwarded(check_config):
+    rc, err = check_config(http="capture_sidecar unix:/tmp/none;",
+                           server="capture_include not_forwarded;" + SERVER)
+    assert rc != 0
+    assert "not_forwarded" in err, err
+
+
+@pytest.mark.parametrize("key,value", [
+    ("spool.path", "/var/lib/capture"), ("spool.size", "1g"),
+    ("settle.time", "3s"), ("durability", "disk")])
+def test_the_sidecar_refuses_spool_and_settlement(workdir, key, value):
+    rc, err = check(workdir, {"listen": "unix:/tmp/none",
+                              "kafka.bootstrap.servers": "127.0.0.1:9092",
+                              key: value})
+    assert rc != 0
+    assert "not built yet" in err, err
+
+
+@pytest.mark.parametrize("name", ["gaps", "check", "status", "export", "import"])
+def test_capturectl_names_what_it_has_not(name):
+    done = subprocess.run([os.path.join(BUILD, "capturectl"), name],
+                          capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "not built yet" in done.stderr, done.stderr
+
+
+def test_there_is_no_launcher(tmp_path):
+    done = subprocess.run(["make", "-s", "capture-proxy"], cwd=TOP,
+                          capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "not built yet" in done.stderr, done.stderr

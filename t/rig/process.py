@@ -1,0 +1,117 @@
+"""A child process that is ended by its pid, whatever happens to the test."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+
+from .status import wait_until
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SANITIZED = os.environ.get("CAPTURE_SAN", "") not in ("", "0")
+BUILD = os.path.join(TOP, "build", "asan" if SANITIZED else "")
+
+
+def free_port(host="127.0.0.1"):
+    """A port that nothing listens on. It is below the range from which the
+    kernel takes the ports of outgoing connections, so that none of the test's
+    own connections can take it before its server does."""
+    while True:
+        port = random.randrange(10000, 32000)
+        with socket.socket() as s:
+            try:
+                s.bind((host, port))
+                return port
+            except OSError:
+                continue
+
+
+def accepts(port, host="127.0.0.1"):
+    """Does something accept connections there?"""
+    with socket.socket() as s:
+        s.settimeout(1)
+        return s.connect_ex((host, port)) == 0
+
+
+def sanitizer_env(directory, leaks=False):
+    """Environment in which ASan and UBSan write their reports as files into
+    `directory`, and go on after an UBSan report so that one test shows all.
+    `leaks` is not for NGINX, which leaves memory to its end on purpose."""
+    log = os.path.join(directory, "sanitizer")
+    return {
+        # odr: a dynamic module brings NGINX's symbols a second time
+        "ASAN_OPTIONS": f"log_path={log}:detect_odr_violation=0:"
+                        f"detect_leaks={int(leaks)}",
+        "UBSAN_OPTIONS": f"log_path={log}:print_stacktrace=1:halt_on_error=0",
+    }
+
+
+def sanitizer_reports(directory):
+    """The text of the sanitizers' reports in `directory`; empty if none."""
+    text = ""
+    for name in sorted(os.listdir(directory)):
+        if name.startswith("sanitizer"):
+            with open(os.path.join(directory, name), errors="replace") as f:
+                text += f"--- {name}\n{f.read()}"
+    return text
+
+
+class Process:
+    """Runs `argv` with standard output and standard error going to `log`."""
+
+    def __init__(self, argv, log, cwd=None, env=None):
+        self.name = os.path.basename(argv[0])
+        self.log = log
+        with open(log, "ab") as out:
+            self.child = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=cwd,
+                env={**os.environ, **(env or {})})
+
+    @property
+    def pid(self):
+        return self.child.pid
+
+    def running(self):
+        return self.child.poll() is None
+
+    def dead(self):
+        """None while it runs, else a text that says how it ended."""
+        if self.running():
+            return None
+        return (f"{self.name} ended with {self.child.returncode}:\n"
+                + self.log_text()[-4000:])
+
+    def log_text(self):
+        with open(self.log, errors="replace") as f:
+            return f.read()
+
+    def wait_for_log(self, text, timeout=10.0, start=0):
+        wait_until(lambda: text in self.log_text()[start:], timeout,
+                   f"{text!r} in {self.log}", self.dead)
+
+    def send(self, number):
+        if self.running():
+            os.kill(self.pid, number)
+
+    def wait(self, timeout=10.0):
+        """Waits for its end; its return code (negative: the signal)."""
+        try:
+            return self.child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(
+                f"{self.name} has not ended within {timeout:g} s:\n"
+                + self.log_text()[-4000:]) from None
+
+    def stop(self, number=signal.SIGTERM, timeout=10.0):
+        """Asks it to end, waits; kills it if it does not, and then fails."""
+        self.send(number)
+        try:
+            return self.wait(timeout)
+        except AssertionError:
+            self.kill()
+            raise
+
+    def kill(self):
+        self.send(signal.SIGKILL)
+        return self.child.wait()

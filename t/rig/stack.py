@@ -1,0 +1,127 @@
+"""Source, NGINX and sidecar wired up: the whole path of one test."""
+
+import os
+
+from . import status
+from .client import Client
+from .nginx import Nginx
+from .sidecar import Sidecar
+
+HTTP = """
+    capture_sidecar unix:{socket};
+    capture_buffer {buffer};
+    upstream source {{
+        server 127.0.0.1:{source};
+        keepalive 64;
+    }}
+    {http}
+"""
+
+SERVER = """
+        capture {capture};
+        proxy_http_version 1.1;
+        proxy_set_header Connection "";
+        keepalive_requests 100000;
+        location = /capture_status {{
+            capture off;
+            capture_status;
+        }}
+        location / {{
+            {location}
+            proxy_pass http://source;
+        }}
+        {server}
+"""
+
+
+class Stack:
+    """One NGINX and one sidecar in `directory`, between a Source and a topic of
+    a KafkaBroker.
+
+    http, server, location, main   further snippets of configuration
+    capture, buffer, workers       `capture`, `capture_buffer`, worker_processes
+    sidecar_conf                   further keys of the sidecar's configuration
+    start_sidecar                  False: the test starts stack.sidecar itself
+    log_level                      of NGINX's error.log
+    """
+
+    def __init__(self, directory, source, broker, topic, http="", server="",
+                 location="", main="", capture="on", buffer="64m", workers=1,
+                 sidecar_conf=None, start_sidecar=True, log_level="info"):
+        self.directory = directory
+        self.source = source
+        self.broker = broker
+        self.topic = topic
+        self.start_sidecar = start_sidecar
+        os.makedirs(directory, exist_ok=True)
+        self.socket = os.path.join(directory, "sock")
+        self.sidecar = Sidecar(directory, {
+            "listen": f"unix:{self.socket}",
+            "topic": topic,
+            "kafka.bootstrap.servers": broker.bootstrap,
+            **(sidecar_conf or {})})
+        self.nginx = Nginx(
+            directory, log_level, workers=workers, main=main,
+            http=HTTP.format(socket=self.socket, buffer=buffer,
+                             source=source.port, http=http),
+            server=SERVER.format(capture=capture, location=location,
+                                 server=server))
+
+    @property
+    def port(self):
+        return self.nginx.port
+
+    def start(self):
+        if self.start_sidecar:
+            self.sidecar.start()
+        self.nginx.start()
+        if self.start_sidecar:
+            self.wait_linked()
+
+    def wait_linked(self):
+        """Waits until every worker has its link to the sidecar: what comes
+        before is not captured."""
+        self.wait_for_status(
+            lambda s: len(s["workers"]) >= self.nginx.snippets["workers"]
+            and all(w["linked"] for w in s["workers"]), what="the links")
+
+    def client(self, **options):
+        """A new connection to NGINX; it is for the test to close it."""
+        return Client(self.port, **options)
+
+    def status(self):
+        """What capture_status says."""
+        return status.capture_status(self.port)
+
+    def wait_for_status(self, cond, timeout=15, what=None):
+        """Waits until cond(status) is true; returns that status."""
+        last = {}
+
+        def good():
+            last.update(now=self.status())
+            return cond(last["now"])
+        try:
+            status.wait_until(good, timeout, what or "capture_status")
+        except AssertionError as e:
+            raise AssertionError(f"{e}\ncapture_status: {last.get('now')}") \
+                from None
+        return last["now"]
+
+    def records(self):
+        """All records of the topic."""
+        return self.broker.read_topic(self.topic)
+
+    def drain(self):
+        """Ends NGINX, so that every connection is closed, then the sidecar,
+        which writes what it has; returns the topic's records."""
+        if self.nginx.running():
+            assert self.nginx.stop(graceful=True) == 0
+        if self.sidecar.running():
+            assert self.sidecar.stop() == 0, self.sidecar.log_text()
+        return self.records()
+
+    def close(self):
+        try:
+            self.nginx.close()
+        finally:
+            self.sidecar.close()

@@ -1,0 +1,209 @@
+/* A mistake in the configuration must be said in words that lead to its end. */
+#define _GNU_SOURCE 1
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "sidecar/config.h"
+#include "sidecar/log.h"
+
+#define GOOD                                                                   \
+    "listen = unix:/run/x.sock\nkafka.bootstrap.servers = localhost:9092\n"
+
+static char file[] = "/tmp/test_config.XXXXXX";
+static char *said;
+static config c;
+
+static int read_text(const char *text, mode_t mode) {
+    size_t len;
+    free(said);
+    said = NULL;
+    FILE *out = fopen(file, "w"), *err = open_memstream(&said, &len);
+    fputs(text, out);
+    fclose(out);
+    chmod(file, mode);
+    int rc = config_read(&c, file, err);
+    fclose(err);
+    return rc;
+}
+
+static void setup(void) {
+    strcpy(strchr(file, '.'), ".XXXXXX");
+    close(mkstemp(file));
+}
+
+static void teardown(void) {
+    unlink(file);
+    config_free(&c);
+    free(said);
+    said = NULL;
+}
+
+START_TEST(a_small_file_gets_all_defaults) {
+    ck_assert_int_eq(read_text("# comment\n\n " GOOD, 0600), 0);
+    ck_assert_str_eq(said, "");
+    ck_assert_str_eq(c.listen, "/run/x.sock");
+    ck_assert_uint_eq(c.listen_mode, 0660);
+    ck_assert_uint_eq(c.listen_owner, (uid_t)-1);
+    ck_assert_uint_eq(c.listen_group, (gid_t)-1);
+    ck_assert_str_eq(c.topic, "logging-traffic-topic");
+    ck_assert_uint_eq(c.record_size, 1048076);
+    ck_assert_uint_eq(c.inflight_size, 64 << 20);
+    ck_assert_uint_eq(c.pools_size, 8ull << 30);
+    ck_assert_int_eq(c.flush_time, 1000000000);
+    ck_assert_int_eq(c.drain_time, 10000000000);
+    ck_assert_int_eq(c.log_level, LOG_LEVEL_INFO);
+    ck_assert_str_eq(config_kafka(&c, "bootstrap.servers"), "localhost:9092");
+}
+END_TEST
+
+START_TEST(every_key_is_taken) {
+    ck_assert_int_eq(
+        read_text(GOOD
+                  "listen.mode=0600\nlisten.owner = 12\nlisten.group = 34\n"
+                  "listen.allowed_uids = 0, 33 , root\ntopic = t.a-b_c\n"
+                  "metrics.listen = [::1]:9145\nexport.path = /var/x\n"
+                  "export.format = protocap\nexport.size = 5M\n"
+                  "record.size = 100k\ninflight.size = 2m\npools.size = 1g\n"
+                  "flush.time = 250ms\ndrain.time = 0\nlog.level = warn\n"
+                  "durability = kafka\nkafka.client.id = a = b\n",
+                  0600),
+        0);
+    ck_assert_str_eq(said, "");
+    ck_assert_uint_eq(c.listen_mode, 0600);
+    ck_assert_uint_eq(c.listen_owner, 12);
+    ck_assert_uint_eq(c.listen_group, 34);
+    ck_assert_uint_eq(c.nallowed_uids, 3);
+    ck_assert_uint_eq(c.allowed_uids[1], 33);
+    ck_assert_uint_eq(c.allowed_uids[2], 0);
+    ck_assert(c.export_protocap);
+    ck_assert_uint_eq(c.export_size, 5 << 20);
+    ck_assert_int_eq(c.flush_time, 250000000);
+    ck_assert_int_eq(c.drain_time, 0);
+    ck_assert_int_eq(c.log_level, LOG_LEVEL_WARN);
+    ck_assert_str_eq(config_kafka(&c, "client.id"), "a = b");
+}
+END_TEST
+
+#define LONG50 "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+
+/* clang-format off */
+static const struct {
+    const char *text, *says;
+} mistakes[] = {
+    {"listen = /x\n", ":1: listen = /x: give an absolute path after \"unix:\""},
+    {"listen = unix:x\n", "absolute path"},
+    {"listen = unix:/" LONG50 LONG50 "1234567\n", "the path has 108 bytes"},
+    {"listen = unix:/run/\n", "directory"},
+    {"kafka.bootstrap.servers = a:1\n", "listen is missing"},
+    {"listen = unix:/x\n", "there is no output"},
+    {GOOD "flush.tiem = 1s\n", ":3: unknown key \"flush.tiem\": did you mean \"flush.time\"?"},
+    {GOOD "xyzzy = 1\n", "--help-config lists all keys"},
+    {GOOD "topic = a\ntopic = a\n", ":4: topic is already set in line 3"},
+    {GOOD "kafka.client.id = a\nkafka.client.id = a\n", "kafka.client.id is already set in line 3"},
+    {GOOD "topic =\n", "topic has no value"},
+    {GOOD "topic = a b\n", "topic = a b: a topic's name"},
+    {GOOD "topic\n", "no \"=\""},
+    {GOOD "flush.time = 5\n", "give a number with its unit"},
+    {GOOD "flush.time = 5 s\n", "give a number with its unit"},
+    {GOOD "flush.time = -5s\n", "give a number with its unit"},
+    {GOOD "flush.time = 2m\n", "it must be from 1ms to 1m"},
+    {GOOD "record.size = 2m\n", "record.size = 2m: it must be from 4k to 1048076"},
+    {GOOD "record.size = 99999999999999999999\n", "give a number of bytes"},
+    {GOOD "pools.size = 99999999999999999g\n", "give a number of bytes"},
+    {GOOD "listen.mode = 0888\n", "octal"},
+    {GOOD "listen.owner = no-such-user-here\n", "there is no user"},
+    {GOOD "listen.group = no-such-group-here\n", "there is no group"},
+    {GOOD "listen.allowed_uids = ,\n", "list users"},
+    {GOOD "metrics.listen = 9145\n", "give host:port"},
+    {GOOD "metrics.listen = a:99999\n", "give host:port"},
+    {GOOD "metrics.listen = ::1:9145\n", "brackets"},
+    {GOOD "export.path = x\n", "absolute path"},
+    {GOOD "export.format = xml\n", "choose one of: lines|protocap"},
+    {GOOD "log.level = loud\n", "choose one of"},
+    {GOOD "durability = disk\n", "not built yet"},
+    {GOOD "durability = paper\n", "choose one of: kafka"},
+    {GOOD "spool.path = /x\n", "spool.path = /x: this key is not built yet"},
+    {GOOD "spool.size = 1g\n", "not built yet"},
+    {GOOD "settle.time = 3s\n", "not built yet"},
+    {GOOD "kafka. = 3s\n", "needs the name"},
+};
+/* clang-format on */
+
+START_TEST(a_mistake_is_named_with_its_place_and_its_remedy) {
+    int rc = read_text(mistakes[_i].text, 0600);
+    ck_assert_int_eq(rc, -1);
+    ck_assert_msg(strstr(said, mistakes[_i].says) != NULL,
+                  "\"%s\" is not in: %s", mistakes[_i].says, said);
+}
+END_TEST
+
+START_TEST(all_mistakes_are_told_at_once) {
+    ck_assert_int_eq(read_text("topic = ?\nflush.time = x\n", 0600), -1);
+    ck_assert_ptr_nonnull(strstr(said, ":1:"));
+    ck_assert_ptr_nonnull(strstr(said, ":2:"));
+    ck_assert_ptr_nonnull(strstr(said, "listen is missing"));
+}
+END_TEST
+
+START_TEST(a_secret_that_others_can_read_is_warned_of_and_never_shown) {
+    ck_assert_int_eq(read_text(GOOD "kafka.sasl.password = hunter2\n", 0644),
+                     0);
+    ck_assert_ptr_nonnull(
+        strstr(said, "warning: kafka.sasl.password is a secret"));
+    ck_assert_ptr_null(strstr(said, "hunter2"));
+    config_free(&c);
+    ck_assert_int_eq(read_text(GOOD "kafka.sasl.password = hunter2\n", 0600),
+                     0);
+    ck_assert_str_eq(said, "");
+}
+END_TEST
+
+START_TEST(a_file_that_is_not_there_is_an_error) {
+    unlink(file);
+    size_t len;
+    FILE *err = open_memstream(&said, &len);
+    ck_assert_int_eq(config_read(&c, file, err), -1);
+    fclose(err);
+    ck_assert_ptr_nonnull(strstr(said, "cannot be opened"));
+}
+END_TEST
+
+START_TEST(help_has_every_key_in_both_forms) {
+    for (int markdown = 0; markdown < 2; markdown++) {
+        char *text;
+        size_t len;
+        FILE *out = open_memstream(&text, &len);
+        config_help(out, markdown);
+        fclose(out);
+        ck_assert_ptr_nonnull(strstr(text, "listen.allowed_uids"));
+        ck_assert_ptr_nonnull(strstr(text, "4k to 1048076"));
+        ck_assert_ptr_nonnull(strstr(text, "lines, protocap"));
+        ck_assert_ptr_nonnull(strstr(text, "kafka.NAME"));
+        free(text);
+    }
+}
+END_TEST
+
+int main(void) {
+    Suite *s = suite_create("config");
+    TCase *t = tcase_create("config");
+    tcase_add_checked_fixture(t, setup, teardown);
+    tcase_add_test(t, a_small_file_gets_all_defaults);
+    tcase_add_test(t, every_key_is_taken);
+    tcase_add_loop_test(t, a_mistake_is_named_with_its_place_and_its_remedy, 0,
+                        sizeof(mistakes) / sizeof(*mistakes));
+    tcase_add_test(t, all_mistakes_are_told_at_once);
+    tcase_add_test(t,
+                   a_secret_that_others_can_read_is_warned_of_and_never_shown);
+    tcase_add_test(t, a_file_that_is_not_there_is_an_error);
+    tcase_add_test(t, help_has_every_key_in_both_forms);
+    suite_add_tcase(s, t);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_NORMAL);
+    int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed != 0;
+}

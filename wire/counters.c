@@ -1,0 +1,27 @@
+#include "wire/counters.h"
+
+#include <stddef.h>
+
+const char *cap_reason_name(unsigned reason) {
+    switch (reason) {
+#define X(sym, num, cls, name, help)                                           \
+    case num:                                                                  \
+        return name;
+        CAP_REASONS(X)
+#undef X
+    default:
+        return NULL;
+    }
+}
+
+enum cap_class cap_reason_class(unsigned reason) {
+    switch (reason) {
+#define X(sym, num, cls, name, help)                                           \
+    case num:                                                                  \
+        return CAP_CLASS_##cls;
+        CAP_REASONS(X)
+#undef X
+    default:
+        return CAP_CLASS_NONE;
+    }
+}

@@ -1,0 +1,104 @@
+/*
+ * The reasons and counters both sides share.
+ *
+ * An exchange is counted once in `seen`, when its head is complete, and
+ * then in exactly one class:
+ *
+ *     seen = captured + filtered(reason) + lost(reason) + pending
+ *
+ * filtered: never to be replayed, by rule.  lost: some byte of it will never
+ * be sent.  The numbers are part of the wire version (layout.h): append only.
+ * /metrics, capture_status and docs/counters.md are made from these tables.
+ */
+#ifndef WIRE_COUNTERS_H
+#define WIRE_COUNTERS_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+/* X(symbol, number, class, name, help) */
+#define CAP_REASONS(X)                                                         \
+    X(NONE, 0, NONE, "none", "not a reason")                                   \
+    X(BAD_REQUEST, 1, FILTERED, "bad_request",                                 \
+      "NGINX refused the request before any phase (400, 414, 494)")            \
+    X(NOT_FORWARDED, 2, FILTERED, "not_forwarded",                             \
+      "answered before a content handler (return, access, limits)")            \
+    X(RULE, 3, FILTERED, "rule", "the variable of `capture` said off")         \
+    X(BYPASS, 4, FILTERED, "bypass", "capture_bypass")                         \
+    X(UPGRADE, 5, FILTERED, "upgrade",                                         \
+      "the connection was upgraded (101) or is a CONNECT tunnel")              \
+    X(UNSUPPORTED, 6, FILTERED, "unsupported",                                 \
+      "a protocol version that this build does not capture")                   \
+    X(UNREPLAYABLE, 7, FILTERED, "unreplayable",                               \
+      "the Replayer's limits do not allow it (request line, header sum)")      \
+    X(CLIENT_ABORT, 8, FILTERED, "client_abort",                               \
+      "the client left before its request was complete")                       \
+    X(REFUSED, 9, FILTERED, "refused", "capture_on_failure refuse")            \
+    X(UNREAD_BODY, 10, FILTERED, "unread_body",                                \
+      "the request was answered before its body had been read")                \
+    X(UNLINKED, 32, LOST, "unlinked", "no sidecar was linked to the worker")   \
+    X(POOL_FULL, 33, LOST, "pool_full",                                        \
+      "capture_buffer had no room for the request")                            \
+    X(RESPONSE, 34, LOST, "response",                                          \
+      "the request is recorded; a part of its response is not")                \
+    X(NO_SLOT, 35, LOST, "no_slot", "no free connection slot in the pool")     \
+    X(LINK_LOST, 36, LOST, "link_lost",                                        \
+      "the sidecar went away before it said what became of the exchange")      \
+    X(WORKER_EXIT, 37, LOST, "worker_exit",                                    \
+      "the worker ended in the middle of the exchange")                        \
+    X(RECORD_REJECTED, 38, LOST, "record_rejected",                            \
+      "the broker refuses the record for good (too large, invalid)")           \
+    X(MAYBE_LOST, 39, LOST, "maybe_lost",                                      \
+      "in doubt: the broker may or may not hold its record")                   \
+    X(BAD_LINK, 40, LOST, "bad_link",                                          \
+      "the worker's memory broke the link's rules")                            \
+    X(INTERNAL, 41, LOST, "internal", "out of memory, or a bug; see the log")
+
+#define CAP_REASON_CELLS 64
+
+enum cap_class { CAP_CLASS_NONE, CAP_CLASS_FILTERED, CAP_CLASS_LOST };
+
+enum cap_reason {
+#define X(sym, num, cls, name, help) CAP_##sym = num,
+    CAP_REASONS(X)
+#undef X
+};
+
+/* NULL for a number that is no reason. */
+const char *cap_reason_name(unsigned reason);
+enum cap_class cap_reason_class(unsigned reason);
+
+/*
+ * Cells that the worker writes.  `handed` exchanges were begun in the pool:
+ * the sidecar says what becomes of them; all others end in reason[] here.
+ *     seen = handed + sum(reason[])
+ */
+typedef struct {
+    _Atomic uint64_t seen;
+    _Atomic uint64_t handed;
+    _Atomic uint64_t connections; /* connectionIds made */
+    _Atomic uint64_t frames;
+    _Atomic uint64_t bytes;   /* of captured data */
+    _Atomic uint64_t doorbells;
+    uint64_t spare[10];
+    _Atomic uint64_t reason[CAP_REASON_CELLS];
+} cap_worker_counters;
+
+/*
+ * Cells that the sidecar writes.
+ *     taken = captured + sum(reason[]) + open
+ * Exchanges handed and not yet taken are still in the pool: pending, like
+ * the open ones.
+ */
+typedef struct {
+    _Atomic uint64_t taken;
+    _Atomic uint64_t captured;
+    _Atomic uint64_t truncated; /* of captured: the exchange itself was cut */
+    _Atomic uint64_t open;      /* gauge */
+    _Atomic uint64_t records;   /* acknowledged */
+    _Atomic uint64_t bytes;     /* of acknowledged records */
+    uint64_t spare[10];
+    _Atomic uint64_t reason[CAP_REASON_CELLS];
+} cap_sidecar_counters;
+
+#endif

@@ -1,0 +1,200 @@
+/*
+ * The pool: one sealed memfd per worker, made by the worker, shared with the
+ * sidecar that it is linked to.
+ *
+ *   +--------+-------+---------+--------+---------+---------------------+
+ *   | header | slots | intents | ring   | returns | blocks of 64 KiB    |
+ *   +--------+-------+---------+--------+---------+---------------------+
+ *   0        4096    ...                           page aligned, to the end
+ *
+ * worker -> sidecar: `ring` names the blocks in the order they were begun,
+ * an entry a block.  A block grows: `published` in its header says how far it
+ * may be read, and whether more will come (CAP_BLOCK_SEALED).  So publishing
+ * is one release store, and the ring cannot overflow.
+ *
+ * sidecar -> worker: `returns` gives back blocks whose bytes are held
+ * elsewhere, and slots whose connection's close is acknowledged.
+ *
+ * Neither side trusts the other: geometry is copied and checked once
+ * (cap_layout_check), indexes and lengths at every use.  All indexes run
+ * freely and are masked at use.
+ */
+#ifndef WIRE_LAYOUT_H
+#define WIRE_LAYOUT_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "wire/counters.h"
+
+#define CAP_MAGIC 0x6c6f6f7070616331ull /* "1cappool" */
+#define CAP_WIRE_VERSION 1u
+
+#define CAP_BLOCK_SIZE 65536u
+#define CAP_BLOCK_HEADER 64u
+#define CAP_HEADER_SIZE 4096u
+#define CAP_MIN_BLOCKS 8u
+#define CAP_MAX_BLOCKS 262144u /* 16 GiB */
+#define CAP_MAX_SLOTS 131072u
+
+#define CAP_ID_SIZE 52u      /* connectionId, not terminated */
+#define CAP_NODE_ID_SIZE 36u /* a UUID's text */
+
+typedef struct {
+    uint32_t nblocks;
+    uint32_t nslots;
+    uint32_t ring_size;   /* power of two, >= nblocks */
+    uint32_t return_size; /* power of two, >= nblocks + nslots */
+    uint64_t slots_at;    /* offsets in bytes */
+    uint64_t intents_at;
+    uint64_t ring_at;
+    uint64_t returns_at;
+    uint64_t blocks_at;
+    uint64_t total;
+} cap_geometry;
+
+/* Whether the sidecar must be woken (reader_state). */
+enum cap_reader_state {
+    CAP_READER_AWAKE = 0,
+    CAP_READER_NAPPING = 1, /* will look by itself soon: ring only for waits */
+    CAP_READER_ASLEEP = 2   /* ring */
+};
+
+typedef struct {
+    /* written once, by the worker, before the pool is handed over */
+    uint64_t magic;
+    uint32_t version;
+    uint32_t pid; /* for log lines only: namespaces differ */
+    cap_geometry geometry;
+    char node_id[CAP_NODE_ID_SIZE]; /* nodeId of every connection in it */
+    uint32_t spare;
+
+    /* the worker's line */
+    _Alignas(64) _Atomic uint32_t ring_tail;
+    _Atomic uint32_t return_head;
+
+    /* the sidecar's line */
+    _Alignas(64) _Atomic uint32_t ring_head;
+    _Atomic uint32_t return_tail;
+    _Atomic uint32_t reader_state;
+    /* raised by each new owner; an older one must not produce or return */
+    _Atomic uint64_t owner_generation;
+
+    _Alignas(64) cap_worker_counters worker;
+    _Alignas(64) cap_sidecar_counters sidecar;
+} cap_header;
+
+_Static_assert(sizeof(cap_header) <= CAP_HEADER_SIZE, "header fits its page");
+
+/*
+ * One per open connectionId.  The worker writes the first part before the
+ * slot's first frame is published; the sidecar the second.  A slot is free
+ * again when the sidecar returns it, after the acknowledged close.
+ */
+typedef struct {
+    uint32_t generation; /* as in frames; raised each time it is taken */
+    uint8_t id_len;
+    uint8_t cluster;
+    uint16_t topic; /* index into the sidecar's permitted topics */
+    char id[CAP_ID_SIZE];
+    int64_t opened_ns;
+
+    _Atomic uint64_t acked_seq;   /* last frame wholly acknowledged */
+    _Atomic uint32_t acked_bytes; /* of the frame after it */
+    int32_t partition;            /* fixed at the first record; -1 before */
+    uint32_t next_number;
+    uint32_t requests; /* endOfMessage in acknowledged records */
+    uint32_t unterminated_read;
+    uint32_t spare;
+    int64_t last_offset; /* of its last acknowledged record; -1 unknown */
+    uint64_t spare2[6];
+} cap_slot;
+
+_Static_assert(sizeof(cap_slot) == 160, "a slot's size is part of the wire");
+
+/*
+ * One per slot, since a connectionId has at most one unacknowledged record:
+ * what was handed to Kafka and is not acknowledged yet, so that a successor
+ * can tell what is in doubt.  `number` is stored last (release); 0 is none.
+ */
+typedef struct {
+    _Atomic uint32_t number;
+    uint32_t slot_generation;
+    int32_t partition;
+    uint32_t flags;
+    int64_t low_water; /* the partition's highest known offset at produce */
+    uint64_t first_seq;
+    uint64_t last_seq;
+    uint32_t first_byte; /* of first_seq's payload */
+    uint32_t last_byte;  /* of last_seq's payload, exclusive */
+    uint32_t prior_requests;
+    _Atomic uint32_t acked;
+    uint64_t spare[2];
+} cap_intent;
+
+_Static_assert(sizeof(cap_intent) == 72, "an intent's size is part of the wire");
+
+/* At the start of each block. */
+typedef struct {
+    /* bytes from the block's start that may be read; see CAP_BLOCK_SEALED */
+    _Atomic uint32_t published;
+    uint32_t generation; /* raised each time the block is taken */
+    uint64_t first_seq;  /* of its first frame */
+    uint64_t spare[6];
+} cap_block;
+
+_Static_assert(sizeof(cap_block) == CAP_BLOCK_HEADER, "block header");
+
+#define CAP_BLOCK_SEALED 0x80000000u /* in `published`: nothing more comes */
+
+/* ring: generation << 32 | block */
+typedef _Atomic uint64_t cap_ring_entry;
+#define CAP_RING_ENTRY(gen, block) ((uint64_t)(gen) << 32 | (block))
+
+/* returns: kind << 56 | (generation & 0xffffff) << 32 | index */
+enum cap_return_kind { CAP_RETURN_BLOCK = 1, CAP_RETURN_SLOT = 2 };
+#define CAP_RETURN_ENTRY(kind, gen, index)                                     \
+    ((uint64_t)(kind) << 56 | (uint64_t)((gen) & 0xffffffu) << 32 | (index))
+#define CAP_RETURN_KIND(e) ((unsigned)((e) >> 56))
+#define CAP_RETURN_GEN(e) ((uint32_t)((e) >> 32) & 0xffffffu)
+#define CAP_RETURN_INDEX(e) ((uint32_t)(e))
+
+/*
+ * The geometry of a pool of at most `bytes` bytes with `nslots` slots.
+ * Returns 0, or -1 when that leaves fewer than CAP_MIN_BLOCKS blocks or is
+ * over the limits.
+ */
+int cap_layout_make(cap_geometry *g, uint64_t bytes, uint32_t nslots);
+
+/*
+ * Checks a copied geometry that came from the other side against the size of
+ * the mapping.  NULL, or what is wrong in words.
+ */
+const char *cap_layout_check(const cap_geometry *g, uint64_t mapped);
+
+static inline cap_slot *cap_slot_at(void *base, const cap_geometry *g,
+                                    uint32_t i) {
+    return (cap_slot *)((char *)base + g->slots_at) + i;
+}
+static inline cap_intent *cap_intent_at(void *base, const cap_geometry *g,
+                                        uint32_t i) {
+    return (cap_intent *)((char *)base + g->intents_at) + i;
+}
+static inline cap_ring_entry *cap_ring_at(void *base, const cap_geometry *g,
+                                          uint32_t i) {
+    return (cap_ring_entry *)((char *)base + g->ring_at) +
+           (i & (g->ring_size - 1));
+}
+static inline cap_ring_entry *cap_return_at(void *base, const cap_geometry *g,
+                                            uint32_t i) {
+    return (cap_ring_entry *)((char *)base + g->returns_at) +
+           (i & (g->return_size - 1));
+}
+static inline cap_block *cap_block_at(void *base, const cap_geometry *g,
+                                      uint32_t i) {
+    return (cap_block *)((char *)base + g->blocks_at +
+                         (uint64_t)i * CAP_BLOCK_SIZE);
+}
+
+#endif

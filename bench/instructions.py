@@ -84,13 +84,13 @@ def _profile(path):
 class _Worker:
     """A proxy under callgrind."""
 
-    def __init__(self, case, directory, source, reader, prefix):
+    def __init__(self, case, directory, source, module, reader, prefix):
         self.directory = os.path.join(directory, f"callgrind-{case}")
         self.dumps = 0
         out = os.path.join(self.directory, "cg")
         self.proxy = Proxy(
-            case, self.directory, source, socket=reader and reader.socket,
-            master=False,
+            case, self.directory, source, module,
+            socket=reader and reader.socket, master=False,
             prefix=prefix + PROGRAM + [f"--callgrind-out-file={out}"])
         self.out = out
 
@@ -123,12 +123,14 @@ class _Worker:
             self.proxy.stop()
 
 
-def measure(cases, directory, source, readers, number, prefix, progress):
+def measure(cases, directory, source, module, readers, number, prefix,
+            progress):
     """{load key: {case: {function: instructions per request}}}; readers:
     {case: what its sidecar is, or None}."""
     result = {key: {} for key in KEYS}
     for case in cases:
-        worker = _Worker(case, directory, source, readers.get(case), prefix)
+        worker = _Worker(case, directory, source, module, readers.get(case),
+                         prefix)
         try:
             worker.start()
             for key in KEYS:

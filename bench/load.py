@@ -20,10 +20,10 @@ class Load(NamedTuple):
 
 
 LOADS = {
-    "get-1k": Load("GET 1 KiB", "GET", "/1k", 0, 2000),
-    "post-1k": Load("POST 1 KiB", "POST", "/post", 1024, 2000),
-    "post-64k": Load("POST 64 KiB", "POST", "/post", 65536, 500),
-    "get-1m": Load("GET 1 MiB", "GET", "/1m", 0, 40),
+    "get-1k": Load("GET 1 KiB", "GET", "/1k", 0, 8000),
+    "post-1k": Load("POST 1 KiB", "POST", "/post", 1024, 8000),
+    "post-64k": Load("POST 64 KiB", "POST", "/post", 65536, 1000),
+    "get-1m": Load("GET 1 MiB", "GET", "/1m", 0, 60),
 }
 
 

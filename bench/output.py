@@ -82,7 +82,7 @@ class Sidecar:
     in the sidecar and costs it time), "kafka" (a broker started here) or
     HOST:PORT (a broker that is there)."""
 
-    def __init__(self, directory, kind, placement):
+    def __init__(self, directory, program, kind, placement):
         self.broker = None
         self.socket = os.path.join(directory, "s")
         self.log = os.path.join(directory, "sidecar.log")
@@ -101,7 +101,7 @@ class Sidecar:
         conf = os.path.join(directory, "sidecar.conf")
         with open(conf, "w") as f:
             f.write(f"listen = unix:{self.socket}\ntopic = {TOPIC}\n{kafka}")
-        self.argv = placement.prefix("sidecar") + [SIDECAR, "-c", conf]
+        self.argv = placement.prefix("sidecar") + [program, "-c", conf]
         self.process = None
 
     def start(self):

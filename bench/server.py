@@ -17,7 +17,7 @@ daemon off;
 master_process {master};
 worker_processes 1;
 pid nginx.pid;
-error_log error.log {level};
+error_log error.log warn;
 events {{
     worker_connections 1024;
 }}
@@ -105,8 +105,7 @@ class Nginx:
     """One NGINX with one worker in `directory`. master: False for callgrind,
     whose worker must be the process that was started."""
 
-    def __init__(self, directory, http, module=False, master=True, prefix=(),
-                 level="warn"):
+    def __init__(self, directory, http, module=None, master=True, prefix=()):
         self.directory = directory
         self.master = master
         self.prefix = list(prefix)
@@ -114,9 +113,9 @@ class Nginx:
         os.makedirs(os.path.join(directory, "temp"), exist_ok=True)
         with open(os.path.join(directory, "nginx.conf"), "w") as f:
             f.write(COMMON.format(
-                load_module=f"load_module {MODULE};" if module else "",
+                load_module=f"load_module {module};" if module else "",
                 user="user root;" if os.geteuid() == 0 else "",
-                master="on" if master else "off", level=level, http=http))
+                master="on" if master else "off", http=http))
 
     def start(self, port, timeout=30):
         self.process = Process(
@@ -157,9 +156,9 @@ class Source(Nginx):
 
 
 class Proxy(Nginx):
-    """What is measured: a case's NGINX before the source."""
+    """What is measured: a case's NGINX before the source. module: its file."""
 
-    def __init__(self, case, directory, source, socket=None, sink=None,
+    def __init__(self, case, directory, source, module, socket=None, sink=None,
                  **options):
         self.case = case
         self.port = free_port()
@@ -172,7 +171,7 @@ class Proxy(Nginx):
         super().__init__(
             directory, PROXY.format(port=self.port, source=source.port,
                                     **snippets),
-            module="module" in CASES[case], **options)
+            module=module if "module" in CASES[case] else None, **options)
 
     def start(self, timeout=30):
         super().start(self.port, timeout)

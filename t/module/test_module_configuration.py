@@ -90,7 +90,7 @@ def test_a_module_that_is_loaded_and_not_used_changes_nothing(nginx, source):
     seen = []
     for module, more in ((False, ""), (True, ""), (True, SIDECAR + "capture off;")):
         n = nginx(http=http + more, server=server, module=module)
-        worker, = n.workers()
+        worker, = wait_until(n.workers, what="the worker")
         with open(f"/proc/{worker}/maps") as f:
             maps = f.read()
         assert "nginx-capture" not in maps

@@ -132,8 +132,6 @@ def test_a_25_mb_body_comes_byte_for_byte(rig, source, buffering):
     assert source.requests[0].complete
     assert len(r.link.blocks) > 25_000_000 // 65536
     assert r.link.size <= 8 << 20
-    # the most recently returned is taken first: few blocks stay warm
-    assert len({i for i, _ in r.link.blocks}) <= 100
 
 
 def test_a_50_mb_response_comes_byte_for_byte(rig, source):

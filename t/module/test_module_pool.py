@@ -4,9 +4,7 @@ slows or breaks a request."""
 import os
 import threading
 
-import pytest
-
-from capture_rig import Message, flat, same_request, same_response
+from capture_rig import flat, same_request, same_response
 from rig.client import build_request
 from rig.source import Response, pattern
 from rig.status import wait_until
@@ -15,7 +13,7 @@ HOST = ("Host", "source.test")
 HOLD = {"hold_blocks": True}
 
 
-def fill(r, size=30_000, left=0):
+def fill(r, size=30_000):
     """Sends requests on connections of their own until one is lost."""
     for i in range(200):
         with r.client() as client:
@@ -42,7 +40,7 @@ def test_memory_stays_within_capture_buffer_and_losses_are_counted(rig, source):
     assert 0 < row["blocks_used"] <= row["blocks"] == link.nblocks < 16
     counts = flat(row)
     assert counts["captured"] >= 30
-    assert counts["lost" if 0 else "pool_full"] >= 50
+    assert counts["pool_full"] >= 50
     assert counts["seen"] == 100
     assert os.fstat(link.memory_fd).st_blocks * 512 <= 1 << 20
     for x in link.exchanges:

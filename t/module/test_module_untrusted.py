@@ -36,9 +36,8 @@ def recovers(r, sidecar_links):
 # the handshake
 
 @pytest.mark.parametrize("code, text", [
-    (1, b"version 2 is wanted"), (2, b"layout"), (3, b"uid 33 may not"),
-    (4, b"too many links"), (99, b"t" * 160), (3, b"")],
-    ids=["version", "layout", "user", "limit", "long", "empty"])
+    (1, b"version 2 is wanted"), (3, b"uid 33 may not"), (99, b"t" * 160), (4, b"")],
+    ids=["version", "user", "long", "empty"])
 def test_a_refusal_is_logged_with_its_text_and_tried_again(rig, code, text):
     r = rig(options={"answer": lambda link: refuse(code, text)}, sidecar=False)
     r.sidecar.start()
@@ -325,8 +324,9 @@ def test_a_sidecar_that_goes_and_comes_under_load_breaks_nothing(rig, source):
         stop.set()
         for t in threads:
             t.join()
-    wait_until(lambda: not flat(r.status()["total"]).get("pending"))
-    assert r.status()["total"]["seen"] == sum(count)
+    # the other worker's row is up to date after a quarter of a second
+    wait_until(lambda: r.status()["total"]["seen"] == sum(count)
+               and not r.status()["total"]["pending"])
 
 
 def test_descriptors_and_memory_of_ended_links_are_given_back(rig):
@@ -338,7 +338,7 @@ def test_descriptors_and_memory_of_ended_links_are_given_back(rig):
             maps = f.read().count("memfd:nginx-capture")
         fds = f"/proc/{worker}/fd/"
         names = [os.readlink(fds + fd) for fd in os.listdir(fds)]
-        return maps, sum("memfd" in n or "eventfd" in n for n in names), len(names)
+        return maps, sum("memfd" in n or "eventfd" in n for n in names)
     serves(r)
     before = held()
     assert before[:1] == (1,)

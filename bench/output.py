@@ -14,6 +14,12 @@ PYTHON = os.path.join(TOP, "build", "venv", "bin", "python")
 TOPIC = "bench"
 
 
+def has_broker():
+    """Has script/bootstrap --test brought what Broker needs?"""
+    return (os.path.exists(PYTHON)
+            and os.path.isdir(os.path.join(BUILD, "kafka")))
+
+
 def build_drain():
     """Compiles drain.c where it is not built or old; the program's path."""
     program = os.path.join(BUILD, "bench-drain")
@@ -78,29 +84,30 @@ class Broker:
 
 
 class Sidecar:
-    """capture-sidecar; kind is "mock" (librdkafka's mock cluster, which lives
-    in the sidecar and costs it time), "kafka" (a broker started here) or
-    HOST:PORT (a broker that is there)."""
+    """capture-sidecar, in a directory of its own. kafka: "mock" (librdkafka's
+    mock cluster, which lives in the sidecar and costs it time), "start" (a
+    broker is started) or HOST:PORT (a broker that is there)."""
 
-    def __init__(self, directory, program, kind, placement):
+    def __init__(self, directory, program, kafka, placement):
+        os.mkdir(directory)
         self.broker = None
         self.socket = os.path.join(directory, "s")
         self.log = os.path.join(directory, "sidecar.log")
-        if kind == "kafka":
+        if kafka == "start":
             self.broker = Broker(directory, placement.prefix("broker"))
-            kafka = f"kafka.bootstrap.servers = {self.broker.bootstrap}\n"
+            servers = self.broker.bootstrap
             self.name = "the sidecar to Apache Kafka, one broker, 4 partitions"
-        elif kind == "mock":
-            kafka = ("kafka.bootstrap.servers = 127.0.0.1:9\n"
-                     "kafka.test.mock.num.brokers = 1\n")
+        elif kafka == "mock":
+            servers = "127.0.0.1:9\nkafka.test.mock.num.brokers = 1"
             self.name = ("the sidecar to librdkafka's mock cluster, which "
                          "runs in the sidecar and is in its CPU time")
         else:
-            kafka = f"kafka.bootstrap.servers = {kind}\n"
-            self.name = f"the sidecar to the Kafka at {kind}"
+            servers = kafka
+            self.name = f"the sidecar to the Kafka at {kafka}"
         conf = os.path.join(directory, "sidecar.conf")
         with open(conf, "w") as f:
-            f.write(f"listen = unix:{self.socket}\ntopic = {TOPIC}\n{kafka}")
+            f.write(f"listen = unix:{self.socket}\ntopic = {TOPIC}\n"
+                    f"kafka.bootstrap.servers = {servers}\n")
         self.argv = placement.prefix("sidecar") + [program, "-c", conf]
         self.process = None
 

@@ -8,7 +8,8 @@ CASE_NAMES = {
     "plain": "plain proxy_pass",
     "off": "module loaded, off",
     "drain": "capture, reader only",
-    "capture": "capture, sidecar",
+    "mock": "capture, mock cluster",
+    "kafka": "capture, Kafka",
     "mirror": "nginx mirror",
 }
 

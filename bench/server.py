@@ -90,7 +90,8 @@ CASES = {
     "plain": {},
     "off": {"module": True, "http": "capture off;"},
     "drain": {"module": True, **CAPTURE},
-    "capture": {"module": True, **CAPTURE},
+    "mock": {"module": True, **CAPTURE},
+    "kafka": {"module": True, **CAPTURE},
     "mirror": {
         "location": "mirror /mirror;",
         "server": "location = /mirror {{ internal;"

@@ -78,7 +78,7 @@ typedef struct {
     _Atomic uint64_t handed;
     _Atomic uint64_t connections; /* connectionIds made */
     _Atomic uint64_t frames;
-    _Atomic uint64_t bytes;   /* of captured data */
+    _Atomic uint64_t bytes; /* of captured data */
     _Atomic uint64_t doorbells;
     uint64_t spare[10];
     _Atomic uint64_t reason[CAP_REASON_CELLS];

@@ -35,10 +35,10 @@ enum { CAP_FD_POOL, CAP_FD_DOORBELL, CAP_FD_COUNT };
 typedef struct {
     uint32_t magic;
     uint16_t kind;
-    uint16_t version;    /* CAP_WIRE_VERSION of the sender */
-    uint32_t code;       /* REFUSE: cap_refusal */
-    uint32_t pid;        /* HELLO: for log lines only */
-    uint64_t generation; /* WELCOME: the owner's */
+    uint16_t version;         /* CAP_WIRE_VERSION of the sender */
+    uint32_t code;            /* REFUSE: cap_refusal */
+    uint32_t pid;             /* HELLO: for log lines only */
+    uint64_t generation;      /* WELCOME: the owner's */
     char text[CAP_TEXT_SIZE]; /* REFUSE: terminated, for a log line */
 } cap_message;
 

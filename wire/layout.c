@@ -60,8 +60,7 @@ const char *cap_layout_check(const cap_geometry *g, uint64_t mapped) {
         return "number of slots out of range";
     }
     place(&want, g->nblocks, g->nslots);
-    if (g->ring_size != want.ring_size ||
-        g->return_size != want.return_size) {
+    if (g->ring_size != want.ring_size || g->return_size != want.return_size) {
         return "ring sizes do not fit the number of blocks and slots";
     }
     if (g->slots_at != want.slots_at || g->intents_at != want.intents_at ||

@@ -133,7 +133,8 @@ typedef struct {
     uint64_t spare[2];
 } cap_intent;
 
-_Static_assert(sizeof(cap_intent) == 72, "an intent's size is part of the wire");
+_Static_assert(sizeof(cap_intent) == 72,
+               "an intent's size is part of the wire");
 
 /* At the start of each block. */
 typedef struct {
@@ -155,7 +156,7 @@ typedef _Atomic uint64_t cap_ring_entry;
 /* returns: kind << 56 | (generation & 0xffffff) << 32 | index */
 enum cap_return_kind { CAP_RETURN_BLOCK = 1, CAP_RETURN_SLOT = 2 };
 #define CAP_RETURN_ENTRY(kind, gen, index)                                     \
-    ((uint64_t)(kind) << 56 | (uint64_t)((gen) & 0xffffffu) << 32 | (index))
+    ((uint64_t)(kind) << 56 | (uint64_t)((gen)&0xffffffu) << 32 | (index))
 #define CAP_RETURN_KIND(e) ((unsigned)((e) >> 56))
 #define CAP_RETURN_GEN(e) ((uint32_t)((e) >> 32) & 0xffffffu)
 #define CAP_RETURN_INDEX(e) ((uint32_t)(e))

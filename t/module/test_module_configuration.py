@@ -1,12 +1,10 @@
 """Directives: a wrong one is a clear error of `nginx -t`; a module that is loaded
 and not used leaves NGINX as it is."""
 
-import os
 import re
 
 import pytest
 
-from capture_rig import Rig
 from rig.client import Client, build_request
 from rig.source import Response, pattern
 from rig.status import capture_status, wait_until

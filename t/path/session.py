@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from refconsumer import http
 from refconsumer.verify import verify_topic
 from rig.client import build_request
+from rig.status import unbalanced
 
 _ids = itertools.count(1)
 
@@ -104,10 +105,7 @@ def assert_order(result, marks, found):
 
 def assert_balanced(status):
     """seen = captured + filtered + lost + pending, for each row and the sum."""
-    for row in (*status["workers"], status["exited"], status["total"]):
-        classes = (row["captured"] + sum(row["filtered"].values())
-                   + sum(row["lost"].values()) + row["pending"])
-        assert row["seen"] == classes, row
+    assert unbalanced(status) == []
     return status
 
 

@@ -125,6 +125,9 @@ class Nginx:
     def running(self):
         return self.process is not None and self.process.running()
 
+    def answers(self):
+        return accepts(self.port)
+
     def error_log(self):
         return self._read("error.log")
 

@@ -1,6 +1,7 @@
 """The sidecar as a process, with a configuration of the test's."""
 
 import os
+import re
 import signal
 import subprocess
 
@@ -62,6 +63,14 @@ class Sidecar:
             assert rc == 0, f"the sidecar ended with {rc}:\n{self.log_text()}"
         report = sanitizer_reports(self.directory)
         assert not report, report
+
+    def check_totals(self):
+        """The last line of an orderly end: all that was seen has its class."""
+        lines = re.findall(r"seen (\d+) captured (\d+) filtered (\d+) "
+                           r"lost (\d+) pending (\d+)", self.log_text())
+        assert lines, f"no totals in the log:\n{self.log_text()}"
+        seen, *classes = map(int, lines[-1])
+        assert seen == sum(classes), lines[-1]
 
     def _env(self):
         return sanitizer_env(self.directory, leaks=True)

@@ -115,13 +115,23 @@ class Stack:
         """Ends NGINX, so that every connection is closed, then the sidecar,
         which writes what it has; returns the topic's records."""
         if self.nginx.running():
+            self._check_balance()
             assert self.nginx.stop(graceful=True) == 0
         if self.sidecar.running():
             assert self.sidecar.stop() == 0, self.sidecar.log_text()
+            self.sidecar.check_totals()
         return self.records()
 
     def close(self):
+        """Ends all of it. Every test's last check: the counters balance."""
         try:
+            self._check_balance()
             self.nginx.close()
         finally:
             self.sidecar.close()
+
+    def _check_balance(self):
+        """Of a moment; other workers' rows may be of another one."""
+        if self.nginx.running() and self.nginx.answers():
+            self.wait_for_status(lambda s: not status.unbalanced(s),
+                                 what="counters that balance")

@@ -38,3 +38,11 @@ def capture_status(port, uri="/capture_status", host="127.0.0.1"):
     """The JSON document of capture_status, as Python objects."""
     with urllib.request.urlopen(f"http://{host}:{port}{uri}", timeout=5) as r:
         return json.load(r)
+
+
+def unbalanced(status):
+    """The rows of capture_status in which seen is not captured + filtered +
+    lost + pending; none is as it must be."""
+    return [row for row in (*status["workers"], status["exited"], status["total"])
+            if row["seen"] != (row["captured"] + sum(row["filtered"].values())
+                               + sum(row["lost"].values()) + row["pending"])]

@@ -6,7 +6,8 @@
 #include "wire/layout.h"
 
 START_TEST(a_layout_fits_its_bytes_and_passes_its_check) {
-    static const uint64_t sizes[] = {1 << 20, 3000000, 16 << 20, 64 << 20, 1u << 31};
+    static const uint64_t sizes[] = {1 << 20, 3000000, 16 << 20, 64 << 20,
+                                     1u << 31};
     static const uint32_t slots[] = {1, 100, 1536};
     cap_geometry g;
 
@@ -26,7 +27,8 @@ START_TEST(a_layout_that_is_too_small_or_too_large_is_refused) {
     cap_geometry g;
 
     ck_assert_int_eq(cap_layout_make(&g, 0, 1), -1);
-    ck_assert_int_eq(cap_layout_make(&g, CAP_MIN_BLOCKS * CAP_BLOCK_SIZE, 1), -1);
+    ck_assert_int_eq(cap_layout_make(&g, CAP_MIN_BLOCKS * CAP_BLOCK_SIZE, 1),
+                     -1);
     ck_assert_int_eq(cap_layout_make(&g, 1 << 20, 0), -1);
     ck_assert_int_eq(cap_layout_make(&g, 1 << 20, CAP_MAX_SLOTS + 1), -1);
     ck_assert_int_eq(cap_layout_make(&g, 1 << 20, 100000), -1);

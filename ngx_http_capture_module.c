@@ -322,7 +322,6 @@ static ngx_int_t
 ngx_http_capture_id_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
 {
-    cap_slot                 *slot;
     ngx_http_capture_ctx_t   *ctx;
     ngx_http_capture_pool_t  *pool;
 
@@ -336,15 +335,13 @@ ngx_http_capture_id_variable(ngx_http_request_t *r,
         return NGX_OK;
     }
 
-    slot = cap_slot_at(pool->base, &pool->geo, ctx->frame.slot);
-
-    v->len = ngx_min(slot->id_len, CAP_ID_SIZE);
-    v->data = ngx_pnalloc(r->pool, v->len);
+    v->data = ngx_pnalloc(r->pool, CAP_ID_SIZE);
     if (v->data == NULL) {
         return NGX_ERROR;
     }
 
-    ngx_memcpy(v->data, slot->id, v->len);
+    v->len = ngx_http_capture_pool_id(pool, ctx->frame.slot, v->data)
+             - v->data;
 
     v->valid = 1;
     v->no_cacheable = 0;
@@ -534,6 +531,7 @@ ngx_http_capture_create_loc_conf(ngx_conf_t *cf)
      *
      *     clcf->variable = NULL;
      *     clcf->include = 0;
+     *     clcf->told = 0;
      */
 
     clcf->enable = NGX_CONF_UNSET;

@@ -49,6 +49,11 @@ SOURCE = """
             alias {root}/1k;
             error_page 405 =200 /answer;
         }}
+        location = /sink {{
+            mirror /read;
+            alias {root}/0;
+            error_page 405 =200 /answer;
+        }}
         location = /read {{
             internal;
             return 204;
@@ -95,7 +100,7 @@ CASES = {
     "mirror": {
         "location": "mirror /mirror;",
         "server": "location = /mirror {{ internal;"
-                  " proxy_pass http://sink$request_uri; }}",
+                  " proxy_pass http://sink/sink; }}",
         "http": "upstream sink {{ server 127.0.0.1:{sink}; keepalive 64;"
                 " keepalive_requests 1000000000; }}",
     },
@@ -141,12 +146,13 @@ class Nginx:
 
 
 class Source(Nginx):
-    """Answers GET /1k, GET /1m (files, from the page cache) and POST /post."""
+    """Answers GET /1k, GET /1m (files, from the page cache) and POST /post;
+    as a sink, anything to /sink."""
 
     def __init__(self, directory, prefix=()):
         self.port = free_port()
         os.makedirs(directory, exist_ok=True)
-        for name, size in ("1k", 1 << 10), ("1m", 1 << 20):
+        for name, size in ("0", 0), ("1k", 1 << 10), ("1m", 1 << 20):
             with open(os.path.join(directory, name), "wb") as f:
                 f.write(os.urandom(size // 2).hex().encode())
         super().__init__(directory, SOURCE.format(port=self.port,

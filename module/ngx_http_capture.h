@@ -61,6 +61,7 @@ typedef struct {
     ngx_http_complex_value_t  *variable;  /* decides where enable is on */
     ngx_array_t               *bypass;
     ngx_uint_t                 include;
+    ngx_uint_t                 told;       /* of proxy_ignore_client_abort */
 } ngx_http_capture_loc_conf_t;
 
 
@@ -74,7 +75,8 @@ typedef struct {
     u_char                    *base;
     cap_geometry               geo;
     int                        fd;         /* memfd */
-    int                        doorbell;   /* eventfd */
+    int                        doorbell;   /* our end of a socket pair */
+    int                        bell_offer; /* the sidecar's, until sent */
 
     cap_block                 *block;      /* in work; NULL: none */
     uint32_t                   block_index;
@@ -96,6 +98,7 @@ typedef struct {
     uint32_t                  *block_gen;  /* odd: lent to the ring */
     uint32_t                  *slot_gen;   /* odd: taken */
     ngx_http_capture_conn_t  **slot_conn;
+    uint64_t                  *slot_id;    /* number in the connectionId */
 
     uint64_t                   seq;        /* of the last frame */
     uint64_t                   ids;        /* connectionIds made */
@@ -171,7 +174,7 @@ typedef struct {
     uint64_t                   epoch;
     ngx_uint_t                 complained; /* once a row of failures */
 
-    ngx_str_t                  path;
+    struct sockaddr_un         addr;       /* of the sidecar */
     size_t                     buffer;
     ngx_uint_t                 nslots;
     ngx_log_t                 *log;
@@ -248,6 +251,8 @@ ngx_int_t ngx_http_capture_pool_data(ngx_http_capture_pool_t *pool,
     cap_frame *f, u_char *data, size_t len);
 ngx_int_t ngx_http_capture_pool_control(ngx_http_capture_pool_t *pool,
     cap_frame *f, void *payload);
+u_char *ngx_http_capture_pool_id(ngx_http_capture_pool_t *pool, uint32_t slot,
+    u_char *p);
 uint32_t ngx_http_capture_pool_take_slot(ngx_http_capture_pool_t *pool,
     ngx_http_capture_conn_t *conn);
 void ngx_http_capture_pool_collect(ngx_http_capture_pool_t *pool);

@@ -60,7 +60,9 @@ ngx_http_capture_link_init(ngx_cycle_t *cycle)
 
     w = &ngx_http_capture_this_worker;
 
-    w->path = cmcf->sidecar;
+    w->addr.sun_family = AF_UNIX;
+    ngx_cpystrn((u_char *) w->addr.sun_path, cmcf->sidecar.data,
+                sizeof(w->addr.sun_path));
     w->buffer = cmcf->buffer;
     w->log = cycle->log;
     w->backoff = NGX_HTTP_CAPTURE_BACKOFF_MIN;
@@ -146,9 +148,8 @@ ngx_http_capture_link_connect(ngx_http_capture_worker_t *w)
 static ngx_int_t
 ngx_http_capture_link_open(ngx_http_capture_worker_t *w)
 {
-    ngx_socket_t         s;
-    ngx_connection_t    *c;
-    struct sockaddr_un   addr;
+    ngx_socket_t       s;
+    ngx_connection_t  *c;
 
     s = socket(AF_UNIX, SOCK_SEQPACKET|SOCK_NONBLOCK|SOCK_CLOEXEC, 0);
 
@@ -158,18 +159,14 @@ ngx_http_capture_link_open(ngx_http_capture_worker_t *w)
         return NGX_ERROR;
     }
 
-    ngx_memzero(&addr, sizeof(struct sockaddr_un));
-    addr.sun_family = AF_UNIX;
-    ngx_memcpy(addr.sun_path, w->path.data, w->path.len);
-
-    if (connect(s, (struct sockaddr *) &addr, sizeof(struct sockaddr_un))
+    if (connect(s, (struct sockaddr *) &w->addr, sizeof(struct sockaddr_un))
         == -1)
     {
         if (!w->complained) {
             ngx_log_error(NGX_LOG_WARN, w->log, ngx_socket_errno,
-                          "connect() to capture_sidecar unix:%V failed, "
+                          "connect() to capture_sidecar unix:%s failed, "
                           "exchanges are not captured until it is there",
-                          &w->path);
+                          w->addr.sun_path);
             w->complained = 1;
         }
 
@@ -243,7 +240,7 @@ ngx_http_capture_link_hello(ngx_http_capture_worker_t *w)
     msg.msg_controllen = sizeof(control.space);
 
     fds[CAP_FD_POOL] = pool->fd;
-    fds[CAP_FD_DOORBELL] = pool->doorbell;
+    fds[CAP_FD_DOORBELL] = pool->bell_offer;
 
     cmsg = CMSG_FIRSTHDR(&msg);
     cmsg->cmsg_level = SOL_SOCKET;
@@ -253,9 +250,13 @@ ngx_http_capture_link_hello(ngx_http_capture_worker_t *w)
 
     if (sendmsg(w->connection->fd, &msg, MSG_NOSIGNAL) == -1) {
         ngx_log_error(NGX_LOG_WARN, w->log, ngx_socket_errno,
-                      "sendmsg() to capture_sidecar unix:%V failed", &w->path);
+                      "sendmsg() to capture_sidecar unix:%s failed",
+                      w->addr.sun_path);
         return NGX_ERROR;
     }
+
+    (void) close(pool->bell_offer);
+    pool->bell_offer = -1;
 
     return NGX_OK;
 }
@@ -272,8 +273,8 @@ ngx_http_capture_link_timer_handler(ngx_event_t *ev)
     }
 
     ngx_log_error(NGX_LOG_WARN, w->log, NGX_ETIMEDOUT,
-                  "capture_sidecar unix:%V did not answer the handshake",
-                  &w->path);
+                  "capture_sidecar unix:%s did not answer the handshake",
+                  w->addr.sun_path);
 
     ngx_http_capture_link_drop(w);
 }
@@ -298,7 +299,7 @@ ngx_http_capture_link_read_handler(ngx_event_t *rev)
     }
 
     for ( ;; ) {
-        n = recv(c->fd, &m, sizeof(cap_message), 0);
+        n = recv(c->fd, &m, sizeof(cap_message), MSG_TRUNC);
 
         if (n == -1 && ngx_socket_errno == NGX_EAGAIN) {
             rev->ready = 0;
@@ -314,8 +315,8 @@ ngx_http_capture_link_read_handler(ngx_event_t *rev)
 
         if (n <= 0) {
             ngx_log_error(NGX_LOG_WARN, w->log, n ? ngx_socket_errno : 0,
-                          "capture_sidecar unix:%V closed the link",
-                          &w->path);
+                          "capture_sidecar unix:%s closed the link",
+                          w->addr.sun_path);
             break;
         }
 
@@ -328,37 +329,49 @@ ngx_http_capture_link_read_handler(ngx_event_t *rev)
 }
 
 
-/* A message of the sidecar; NGX_DECLINED ends the link. */
+/*
+ * The sidecar's one message, the answer to the handshake.  NGX_DECLINED ends
+ * the link.
+ */
 
 static ngx_int_t
 ngx_http_capture_link_answer(ngx_http_capture_worker_t *w, cap_message *m,
     ssize_t n)
 {
-    if (n != sizeof(cap_message) || m->magic != CAP_HELLO_MAGIC) {
+    u_char  *p;
+
+    if (n != sizeof(cap_message) || m->magic != CAP_HELLO_MAGIC
+        || w->offered == NULL
+        || (m->kind != CAP_WELCOME && m->kind != CAP_REFUSE))
+    {
         ngx_log_error(NGX_LOG_ERR, w->log, 0,
-                      "what answers on capture_sidecar unix:%V is no "
-                      "capture-sidecar", &w->path);
+                      "what answers on capture_sidecar unix:%s is no "
+                      "capture-sidecar", w->addr.sun_path);
         return NGX_DECLINED;
     }
 
     if (m->kind == CAP_REFUSE) {
         m->text[CAP_TEXT_SIZE - 1] = '\0';
+
+        for (p = (u_char *) m->text; *p; p++) {
+            if (*p < 0x20 || *p > 0x7e) {
+                *p = '?';
+            }
+        }
+
         ngx_log_error(NGX_LOG_ERR, w->log, 0,
-                      "capture_sidecar unix:%V refused the link (%uD): %s",
-                      &w->path, m->code, m->text);
+                      "capture_sidecar unix:%s refused the link (%uD): %s",
+                      w->addr.sun_path, m->code, m->text);
         w->backoff = NGX_HTTP_CAPTURE_BACKOFF_MAX;
         return NGX_DECLINED;
     }
 
-    if (m->kind != CAP_WELCOME || w->offered == NULL) {
-        return NGX_OK;
-    }
-
     if (m->version != CAP_WIRE_VERSION) {
         ngx_log_error(NGX_LOG_ERR, w->log, 0,
-                      "capture_sidecar unix:%V speaks version %d of the link, "
+                      "capture_sidecar unix:%s speaks version %d of the link, "
                       "this module %d: upgrade the older one",
-                      &w->path, (int) m->version, (int) CAP_WIRE_VERSION);
+                      w->addr.sun_path, (int) m->version,
+                      (int) CAP_WIRE_VERSION);
         return NGX_DECLINED;
     }
 
@@ -370,9 +383,10 @@ ngx_http_capture_link_answer(ngx_http_capture_worker_t *w, cap_message *m,
     w->complained = 0;
 
     ngx_log_error(NGX_LOG_NOTICE, w->log, 0,
-                  "capture linked to unix:%V, %uz bytes in %uD blocks, "
-                  "%uD connections", &w->path, (size_t) w->pool->geo.total,
-                  w->pool->geo.nblocks, w->pool->geo.nslots);
+                  "capture linked to unix:%s, %uz bytes in %uD blocks, "
+                  "%uD connections", w->addr.sun_path,
+                  (size_t) w->pool->geo.total, w->pool->geo.nblocks,
+                  w->pool->geo.nslots);
 
     return NGX_OK;
 }
@@ -398,8 +412,8 @@ ngx_http_capture_link_publish_handler(ngx_event_t *ev)
 
     if (w->pool->broken) {
         ngx_log_error(NGX_LOG_ERR, w->log, 0,
-                      "capture_sidecar unix:%V broke the link's rules",
-                      &w->path);
+                      "capture_sidecar unix:%s broke the link's rules",
+                      w->addr.sun_path);
         ngx_http_capture_link_drop(w);
     }
 }

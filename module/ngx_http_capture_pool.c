@@ -44,6 +44,7 @@ static u_char *ngx_http_capture_pool_frame(ngx_http_capture_pool_t *pool,
     cap_frame *f);
 static void ngx_http_capture_pool_return(ngx_http_capture_pool_t *pool,
     uint64_t entry);
+static void ngx_http_capture_pool_break(ngx_http_capture_pool_t *pool);
 
 
 #define ngx_http_capture_header(pool)  ((cap_header *) (pool)->base)
@@ -78,6 +79,7 @@ ngx_http_capture_pool_create(ngx_http_capture_worker_t *w)
 
     pool->fd = -1;
     pool->doorbell = -1;
+    pool->bell_offer = -1;
     pool->epoch = ++w->epoch;
 
     if (cap_layout_make(&pool->geo, w->buffer, w->nslots) != 0) {
@@ -107,6 +109,7 @@ static ngx_int_t
 ngx_http_capture_pool_map(ngx_http_capture_pool_t *pool, ngx_log_t *log)
 {
     void  *base;
+    int    bell[2];
 
     pool->fd = memfd_create("nginx-capture", MFD_CLOEXEC|MFD_ALLOW_SEALING);
 
@@ -139,12 +142,20 @@ ngx_http_capture_pool_map(ngx_http_capture_pool_t *pool, ngx_log_t *log)
     /* a core dump must not hold captured bytes */
     (void) madvise(base, pool->geo.total, MADV_DONTDUMP);
 
-    pool->doorbell = eventfd(0, EFD_NONBLOCK|EFD_CLOEXEC);
+    /*
+     * not an eventfd: with O_NONBLOCK belonging to both sides, the sidecar
+     * could make a write block
+     */
 
-    if (pool->doorbell == -1) {
-        ngx_log_error(NGX_LOG_ERR, log, ngx_errno, "eventfd() failed");
+    if (socketpair(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0, bell)
+        == -1)
+    {
+        ngx_log_error(NGX_LOG_ERR, log, ngx_errno, "socketpair() failed");
         return NGX_ERROR;
     }
+
+    pool->doorbell = bell[0];
+    pool->bell_offer = bell[1];
 
     return NGX_OK;
 }
@@ -161,10 +172,11 @@ ngx_http_capture_pool_arrays(ngx_http_capture_pool_t *pool, ngx_log_t *log)
     pool->free_slots = ngx_calloc(pool->geo.nslots * sizeof(uint32_t), log);
     pool->slot_gen = ngx_calloc(pool->geo.nslots * sizeof(uint32_t), log);
     pool->slot_conn = ngx_calloc(pool->geo.nslots * sizeof(void *), log);
+    pool->slot_id = ngx_calloc(pool->geo.nslots * sizeof(uint64_t), log);
 
     if (pool->free == NULL || pool->block_gen == NULL
         || pool->free_slots == NULL || pool->slot_gen == NULL
-        || pool->slot_conn == NULL)
+        || pool->slot_conn == NULL || pool->slot_id == NULL)
     {
         return NGX_ERROR;
     }
@@ -244,11 +256,16 @@ ngx_http_capture_pool_destroy(ngx_http_capture_pool_t *pool)
         (void) close(pool->doorbell);
     }
 
+    if (pool->bell_offer != -1) {
+        (void) close(pool->bell_offer);
+    }
+
     ngx_free(pool->free);
     ngx_free(pool->block_gen);
     ngx_free(pool->free_slots);
     ngx_free(pool->slot_gen);
     ngx_free(pool->slot_conn);
+    ngx_free(pool->slot_id);
     ngx_free(pool);
 }
 
@@ -396,7 +413,7 @@ ngx_http_capture_pool_control(ngx_http_capture_pool_t *pool, cap_frame *f,
         || pool->end - pool->pos < (ssize_t) CAP_FRAME_SPACE(f->size))
     {
         if (ngx_http_capture_pool_take_block(pool) != NGX_OK) {
-            pool->broken = 1;
+            ngx_http_capture_pool_break(pool);
             return NGX_DECLINED;
         }
     }
@@ -584,13 +601,10 @@ ngx_http_capture_pool_ring(ngx_http_capture_pool_t *pool)
 
     ngx_http_capture_add(&h->worker.doorbells, 1);
 
-    one = 1;
+    /* full: rung already; closed: the link's hang-up comes too */
 
-    if (write(pool->doorbell, &one, sizeof(one)) == -1
-        && ngx_errno != NGX_EAGAIN)
-    {
-        pool->broken = 1;
-    }
+    one = 1;
+    (void) send(pool->doorbell, &one, sizeof(one), MSG_DONTWAIT|MSG_NOSIGNAL);
 }
 
 
@@ -612,7 +626,7 @@ ngx_http_capture_pool_collect(ngx_http_capture_pool_t *pool)
     }
 
     if (tail - pool->return_head > pool->geo.return_size) {
-        pool->broken = 1;
+        ngx_http_capture_pool_break(pool);
         return;
     }
 
@@ -679,7 +693,20 @@ ngx_http_capture_pool_return(ngx_http_capture_pool_t *pool, uint64_t entry)
         return;
     }
 
+    ngx_http_capture_pool_break(pool);
+}
+
+
+/* link.c gives the link up at the turn's end. */
+
+static void
+ngx_http_capture_pool_break(ngx_http_capture_pool_t *pool)
+{
     pool->broken = 1;
+
+    if (!pool->publish.posted) {
+        ngx_post_event(&pool->publish, &ngx_posted_events);
+    }
 }
 
 
@@ -717,14 +744,27 @@ ngx_http_capture_pool_take_slot(ngx_http_capture_pool_t *pool,
     atomic_store_explicit(&slot->acked_seq, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->acked_bytes, 0, memory_order_relaxed);
 
-    p = ngx_cpymem(slot->id, pool->prefix, sizeof(pool->prefix));
-    p = ngx_sprintf(p, "%xL", ++pool->ids);
+    pool->slot_id[i] = ++pool->ids;
+
+    p = ngx_http_capture_pool_id(pool, i, (u_char *) slot->id);
     slot->id_len = p - (u_char *) slot->id;
 
     atomic_store_explicit(&ngx_http_capture_header(pool)->worker.connections,
                           pool->ids, memory_order_relaxed);
 
     return i;
+}
+
+
+/* The connectionId of a slot, at most CAP_ID_SIZE bytes; returns its end. */
+
+u_char *
+ngx_http_capture_pool_id(ngx_http_capture_pool_t *pool, uint32_t slot,
+    u_char *p)
+{
+    p = ngx_cpymem(p, pool->prefix, sizeof(pool->prefix));
+
+    return ngx_sprintf(p, "%xL", pool->slot_id[slot]);
 }
 
 

@@ -22,6 +22,7 @@ static ngx_int_t ngx_http_capture_snapshot(ngx_http_request_t *r,
 static ngx_uint_t ngx_http_capture_is_expect(ngx_table_elt_t *h);
 static ngx_int_t ngx_http_capture_rules(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_http_capture_loc_conf_t *clcf);
+static void ngx_http_capture_tell_version(ngx_http_request_t *r);
 static void ngx_http_capture_request_end(ngx_http_capture_ctx_t *ctx);
 static void ngx_http_capture_cleanup(void *data);
 
@@ -270,6 +271,7 @@ ngx_http_capture_rules(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
     if (r->http_version != NGX_HTTP_VERSION_10
         && r->http_version != NGX_HTTP_VERSION_11)
     {
+        ngx_http_capture_tell_version(r);
         return CAP_UNSUPPORTED;
     }
 
@@ -281,6 +283,26 @@ ngx_http_capture_rules(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
     }
 
     return CAP_NONE;
+}
+
+
+/* Once a worker. */
+
+static void
+ngx_http_capture_tell_version(ngx_http_request_t *r)
+{
+    static ngx_uint_t  told;
+
+    if (told) {
+        return;
+    }
+
+    told = 1;
+
+    ngx_log_error(NGX_LOG_WARN, r->connection->log, 0,
+                  "requests of HTTP version %ui.%ui are not captured by this "
+                  "build, they are counted as filtered(unsupported)",
+                  r->http_version / 1000, r->http_version % 1000);
 }
 
 

@@ -41,6 +41,7 @@ static ngx_uint_t ngx_http_capture_is_hop(ngx_table_elt_t *h);
 static ngx_uint_t ngx_http_capture_redirect(ngx_http_request_t *r);
 static u_char *ngx_http_capture_status_line(ngx_http_request_t *r, u_char *p);
 static u_char *ngx_http_capture_number(u_char *p, uint64_t n);
+static void ngx_http_capture_tell_abort(ngx_http_request_t *r);
 static void ngx_http_capture_head_record(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_str_t *head, ngx_str_t *location);
 
@@ -143,6 +144,8 @@ static void
 ngx_http_capture_head_record(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_str_t *head, ngx_str_t *location)
 {
+    ngx_http_capture_tell_abort(r);
+
     if (ctx->request_done) {
         ngx_http_capture_eom(ctx);
     }
@@ -174,6 +177,38 @@ ngx_http_capture_head_record(ngx_http_request_t *r,
         ctx->response_chunked = 0;
         ngx_http_capture_finish(ctx, CAP_FRAME_END, CAP_END_COMPLETE);
     }
+}
+
+
+/*
+ * Once for each location: NGINX's default lets it drop a request that is
+ * recorded already, which would then be replayed and was never executed.
+ */
+
+static void
+ngx_http_capture_tell_abort(ngx_http_request_t *r)
+{
+    ngx_http_core_loc_conf_t     *core;
+    ngx_http_capture_loc_conf_t  *clcf;
+
+    clcf = ngx_http_get_module_loc_conf(r, ngx_http_capture_module);
+
+    if (clcf->told || r->upstream == NULL || r->upstream->conf == NULL) {
+        return;
+    }
+
+    clcf->told = 1;
+
+    if (r->upstream->conf->ignore_client_abort) {
+        return;
+    }
+
+    core = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
+
+    ngx_log_error(NGX_LOG_WARN, r->connection->log, 0,
+                  "proxy_ignore_client_abort (or its like) is off in location "
+                  "\"%V\": NGINX may drop a request that is captured when its "
+                  "client leaves; set it on where capture is on", &core->name);
 }
 
 

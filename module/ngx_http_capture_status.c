@@ -326,8 +326,9 @@ static void
 ngx_http_capture_status_pool(ngx_http_capture_row_t *row,
     ngx_http_capture_pool_t *pool)
 {
+    uint64_t     told, captured, open, taken, reason[CAP_REASON_CELLS];
     cap_header  *h;
-    ngx_uint_t   i;
+    ngx_uint_t   i, n;
 
 #define ngx_http_capture_load(cell)                                           \
     atomic_load_explicit(&h->cell, memory_order_relaxed)
@@ -337,23 +338,39 @@ ngx_http_capture_status_pool(ngx_http_capture_row_t *row,
     h = (cap_header *) pool->base;
 
     row->linked = 1;
-    row->captured += ngx_http_capture_load(sidecar.captured);
     row->truncated += ngx_http_capture_load(sidecar.truncated);
-
-    for (i = 0; i < CAP_REASON_CELLS; i++) {
-        row->reason[i] += ngx_http_capture_load(worker.reason[i])
-                          + ngx_http_capture_load(sidecar.reason[i]);
-    }
-
-    row->seen += ngx_http_capture_load(worker.seen);
-    row->pending += ngx_http_capture_load(worker.handed)
-                    - ngx_http_capture_load(sidecar.taken)
-                    + ngx_http_capture_load(sidecar.open);
     row->connections += ngx_http_capture_load(worker.connections);
     row->bytes += ngx_http_capture_load(worker.bytes);
     row->doorbells += ngx_http_capture_load(worker.doorbells);
     row->blocks = pool->geo.nblocks;
     row->blocks_used = pool->geo.nblocks - pool->nfree;
+
+    /* our own cells stand still here; the sidecar's may move: look again */
+
+    for (n = 0; n < 16; n++) {
+        told = 0;
+
+        for (i = 0; i < CAP_REASON_CELLS; i++) {
+            reason[i] = ngx_http_capture_load(sidecar.reason[i]);
+            told += reason[i];
+        }
+
+        captured = ngx_http_capture_load(sidecar.captured);
+        open = ngx_http_capture_load(sidecar.open);
+        taken = ngx_http_capture_load(sidecar.taken);
+
+        if (taken == told + captured + open) {
+            break;
+        }
+    }
+
+    row->seen += ngx_http_capture_load(worker.seen);
+    row->captured += captured;
+    row->pending += ngx_http_capture_load(worker.handed) - taken + open;
+
+    for (i = 0; i < CAP_REASON_CELLS; i++) {
+        row->reason[i] += ngx_http_capture_load(worker.reason[i]) + reason[i];
+    }
 
 #undef ngx_http_capture_load
 }

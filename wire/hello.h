@@ -2,13 +2,14 @@
  * Messages on the Unix socket (SOCK_SEQPACKET, so a read is a message).
  *
  *   worker                                   sidecar
- *     | HELLO  + [pool memfd, doorbell eventfd]  |
+ *     | HELLO  + [pool memfd, doorbell socket]   |
  *     |----------------------------------------->|  maps, checks
  *     |                      WELCOME | REFUSE    |
  *     |<-----------------------------------------|
  *     |                (hang-up = the other side is gone)
  *
- * The bytes never cross the socket.  The doorbell is written by the worker
+ * The bytes never cross the socket.  The doorbell is one end of a socket pair
+ * (with an eventfd each side could make the other block); the worker sends to it
  * when reader_state asks for it (layout.h).
  */
 #ifndef WIRE_HELLO_H

@@ -3,6 +3,7 @@ are served, nothing is [alert], and capture comes back when the sidecar is good
 again."""
 
 import os
+import socket
 import threading
 
 import pytest
@@ -89,15 +90,23 @@ def test_a_sidecar_that_hangs_up_at_once_is_not_asked_in_a_hurry(rig):
     recovers(r, 0)
 
 
-def test_messages_after_the_welcome_do_no_harm(rig):
+@pytest.mark.parametrize("message", [
+    lambda: welcome(), lambda: welcome(kind=77), lambda: refuse(4, b"go"),
+    lambda: welcome() + b"x" * 4000], ids=["welcome", "unknown", "refuse", "long"])
+def test_a_message_after_the_welcome_ends_that_link_alone(rig, message):
     r = rig()
-    for message in (welcome(), welcome(kind=77), welcome(version=9)):
-        r.link.send(message)
-    serves(r)
-    assert len(r.sidecar.links) == 1
-    r.link.send(refuse(4, b"go away"))
-    r.nginx.wait_for_log("go away")
+    r.link.send(message())
+    r.nginx.wait_for_log("is no capture-sidecar")
     recovers(r, 1)
+
+
+def test_what_a_refusal_says_is_one_line_in_the_log(rig):
+    r = rig(sidecar=False)
+    r.sidecar.answer = lambda link: refuse(4, b"no\n[alert] \x1b[31mred")
+    r.sidecar.start()
+    r.nginx.wait_for_log("no?[alert] ?[31mred")
+    r.sidecar.answer = lambda link: welcome()
+    recovers(r, 0)
 
 
 def test_a_flood_of_messages_does_not_keep_the_worker(rig):
@@ -377,27 +386,27 @@ def test_a_napping_reader_is_woken_when_room_gets_short(rig):
     r.caught_up()
 
 
-def test_a_doorbell_that_is_full_does_not_hold_the_worker(rig):
-    r = rig(options={"sleeps": False})
-    os.write(r.link.doorbell, (0xFFFFFFFFFFFFFFFE).to_bytes(8, "little"))
-    r.link.set_reader_state(ASLEEP)
-    serves(r)
-    assert len(r.sidecar.links) == 1
-
-
-@pytest.mark.xfail(reason="the eventfd's O_NONBLOCK is the sidecar's to clear: "
-                          "the worker then hangs in write()", strict=True)
-def test_a_doorbell_that_blocks_does_not_hold_the_worker(rig):
+@pytest.mark.parametrize("blocking", [False, True])
+def test_a_doorbell_that_is_full_does_not_hold_the_worker(rig, blocking):
+    """Nobody reads it; O_NONBLOCK of the descriptor is the sidecar's to clear."""
     r = rig(options={"sleeps": False, "deaf": True})
     link = r.link
-    os.write(link.doorbell, (0xFFFFFFFFFFFFFFFE).to_bytes(8, "little"))
-    os.set_blocking(link.doorbell, True)
-    link.set_reader_state(ASLEEP)
-    try:
+    if blocking:
+        os.set_blocking(link.doorbell, True)
+    for _ in range(2000):
+        link.set_reader_state(ASLEEP)
         serves(r)
-    finally:
-        os.read(link.doorbell, 8)          # lets the worker go
-        link.deaf = False
+    assert len(r.sidecar.links) == 1
+    link.deaf = False
+
+
+def test_a_doorbell_that_is_closed_does_not_hold_the_worker(rig):
+    r = rig(options={"sleeps": False, "deaf": True})
+    link = r.link
+    socket.socket(fileno=os.dup(link.doorbell)).shutdown(socket.SHUT_RDWR)
+    link.set_reader_state(ASLEEP)
+    serves(r)
+    assert len(r.sidecar.links) == 1
 
 
 # the worker's own fields

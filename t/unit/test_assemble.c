@@ -415,6 +415,39 @@ START_TEST(a_record_that_is_full_goes_before_the_end) {
 }
 END_TEST
 
+/* What comes while a record is unacknowledged has no timer of its own. */
+START_TEST(what_does_not_fit_follows_though_nothing_made_it_due) {
+    fake_kafka.limit = 8192;
+    fake_exchange(w, 0, "1", "one");
+    turn();
+    fake_exchange(w, 0, "2", "two");
+    fake_read(w, 0, CAP_FRAME_BEGIN, many(12000));
+    turn();
+    ack(0);
+    ck_assert_uint_eq(fake_kafka.n, 2);
+    ack(1);
+    ck_assert_uint_eq(fake_kafka.n, 3);
+    ck_assert_ptr_nonnull(strstr(fake_kafka.records[2].text, "#3+2u R(*"));
+}
+END_TEST
+
+START_TEST(a_dropped_request_that_was_half_sent_is_taken_back) {
+    fake_kafka.limit = 8192;
+    fake_read(w, 0, CAP_FRAME_BEGIN, many(12000));
+    turn();
+    ck_assert_uint_eq(fake_kafka.n, 1);
+    fake_control(w, 0, CAP_FRAME_DROP, CAP_CLIENT_ABORT);
+    turn();
+    ack(0);
+    ck_assert_uint_eq(fake_kafka.n, 2);
+    ck_assert_str_eq(fake_kafka.records[1].text +
+                         strlen(fake_kafka.records[1].text) - 2,
+                     " D");
+    ack(1);
+    ck_assert_uint_eq(p->count.reason[CAP_CLIENT_ABORT], 1);
+}
+END_TEST
+
 START_TEST(memory_in_flight_is_bounded) {
     char id[8];
 
@@ -1066,6 +1099,8 @@ int main(void) {
     tcase_add_test(t, an_abandoned_exchange_ends_what_the_topic_has);
     tcase_add_test(t, large_data_is_split_and_nothing_is_missing);
     tcase_add_test(t, a_record_that_is_full_goes_before_the_end);
+    tcase_add_test(t, what_does_not_fit_follows_though_nothing_made_it_due);
+    tcase_add_test(t, a_dropped_request_that_was_half_sent_is_taken_back);
     tcase_add_test(t, memory_in_flight_is_bounded);
     tcase_add_test(t, a_pool_that_fills_up_flushes_the_oldest_first);
     tcase_add_test(t, a_flush_of_everything_leaves_nothing_unsent);

@@ -341,14 +341,9 @@ static const char *take_over(peer *p, const int *fds, enum cap_refusal *code) {
         *code = CAP_REFUSED_LIMIT;
         return "out of memory";
     }
-    /*
-     * Edge-triggered, and never read: each ring is an event, its count has
-     * no end in practice, and a descriptor that is no eventfd cannot make us
-     * wait in read().
-     */
     p->bell.fd = fds[CAP_FD_DOORBELL];
     p->bell.ready = bell_ready;
-    if (loop_add(ls->loop, &p->bell, EPOLLIN | EPOLLET) != 0) {
+    if (loop_add(ls->loop, &p->bell, EPOLLIN) != 0) {
         p->bell.fd = -1;
         return "the doorbell cannot be waited for";
     }
@@ -432,10 +427,21 @@ static void sock_ready(loop_io *io, uint32_t events) {
     }
 }
 
-/* A ring only ends the loop's sleep: links_turn looks at every pool. */
+/*
+ * A ring only ends the loop's sleep: links_turn looks at every pool.  The
+ * worker can change O_NONBLOCK of this descriptor, so recv() is told each
+ * time not to wait.
+ */
 static void bell_ready(loop_io *io, uint32_t events) {
-    if (events & (EPOLLERR | EPOLLHUP)) {
-        bad_link(OWNER(io, peer, bell), CAP_BAD_LINK, "the doorbell is broken");
+    peer *p = OWNER(io, peer, bell);
+    char rings[512];
+    ssize_t n = recv(io->fd, rings, sizeof(rings), MSG_DONTWAIT);
+
+    (void)events; /* reading tells what it was */
+    if (n == 0 || (n == -1 && errno == ECONNRESET)) {
+        hung_up(p); /* it dies: this end may be closed before the other */
+    } else if (n == -1 && errno != EAGAIN && errno != EINTR) {
+        bad_link(p, CAP_BAD_LINK, "the doorbell is no socket");
     }
 }
 

@@ -102,9 +102,9 @@ def test_a_message_after_the_welcome_ends_that_link_alone(rig, message):
 
 def test_what_a_refusal_says_is_one_line_in_the_log(rig):
     r = rig(sidecar=False)
-    r.sidecar.answer = lambda link: refuse(4, b"no\n[alert] \x1b[31mred")
+    r.sidecar.answer = lambda link: refuse(4, b"no\n[crit] \x1b[31mred")
     r.sidecar.start()
-    r.nginx.wait_for_log("no?[alert] ?[31mred")
+    r.nginx.wait_for_log("no?[crit] ?[31mred")
     r.sidecar.answer = lambda link: welcome()
     recovers(r, 0)
 

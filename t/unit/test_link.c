@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -29,7 +28,8 @@
 
 typedef struct {
     fake_worker *w;
-    int sock, bell;
+    int sock;
+    int bell, bell_offer; /* the worker's end, and what it hands over */
     cap_message answer;
 } client;
 
@@ -197,7 +197,7 @@ static cap_message hello(void) {
 
 static void send_hello(client *c) {
     cap_message m = hello();
-    int fds[] = {c->w->fd, c->bell};
+    int fds[] = {c->w->fd, c->bell_offer};
 
     send_fds(c->sock, &m, sizeof(m), fds, 2);
 }
@@ -205,7 +205,13 @@ static void send_hello(client *c) {
 static client new_client(uint32_t nblocks) {
     client c = {.w = fake_worker_new(nblocks, 8), .sock = connect_to()};
 
-    c.bell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    int bell[2];
+
+    ck_assert_int_eq(
+        socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, bell),
+        0);
+    c.bell = bell[0];
+    c.bell_offer = bell[1];
     return c;
 }
 
@@ -228,13 +234,18 @@ static client link_client(void) {
     ck_assert_int_eq(receive_answer(&c), 1);
     ck_assert_uint_eq(c.answer.kind, CAP_WELCOME);
     ck_assert_uint_eq(c.answer.generation, 1);
+    close(c.bell_offer);
+    c.bell_offer = -1;
     return c;
 }
 
 static void hang_up(client *c) {
     close(c->sock);
     close(c->bell);
-    c->sock = c->bell = -1;
+    if (c->bell_offer != -1) {
+        close(c->bell_offer);
+    }
+    c->sock = c->bell = c->bell_offer = -1;
 }
 
 static void free_client(client *c) {
@@ -247,7 +258,8 @@ static void free_client(client *c) {
 static void ring(client *c) {
     uint64_t one = 1;
 
-    ck_assert_int_eq(write(c->bell, &one, sizeof(one)), sizeof(one));
+    ck_assert_int_eq(send(c->bell, &one, sizeof(one), MSG_DONTWAIT),
+                     sizeof(one));
 }
 
 static unsigned open_fds(void) {
@@ -305,7 +317,7 @@ START_TEST(what_is_no_hello_is_refused_and_leaves_nothing_behind) {
     unsigned code = CAP_REFUSED_LAYOUT;
 
     for (int i = 0; i < 32; i++) {
-        fds[i] = i == 0 ? c.w->fd : c.bell;
+        fds[i] = i == 0 ? c.w->fd : c.bell_offer;
     }
     switch (_i) {
     case 0:
@@ -344,7 +356,7 @@ START_TEST(what_is_no_hello_is_refused_and_leaves_nothing_behind) {
         n = 32;
         break;
     case 10: /* the wrong way round */
-        fds[0] = c.bell;
+        fds[0] = c.bell_offer;
         fds[1] = c.w->fd;
         break;
     case 11: /* what cannot be waited for */
@@ -469,7 +481,7 @@ START_TEST(an_idle_reader_sleeps_and_a_ring_wakes_it) {
         int64_t start = loop_now_ns(l);
 
         fake_exchange(c.w, 0, "GET", "200");
-        ring(&c); /* the doorbell is never read: each ring counts */
+        ring(&c);
         wait.want = i + 1;
         until(produced);
         ck_assert_int_lt(loop_now_ns(l) - start, S);
@@ -477,6 +489,42 @@ START_TEST(an_idle_reader_sleeps_and_a_ring_wakes_it) {
         wait.asleep = false;
         until(asleep);
     }
+    free_client(&c);
+}
+END_TEST
+
+/* Were it not read, the socket would be full after some hundred rings, and
+   no wake would come any more. */
+START_TEST(a_doorbell_rings_as_often_as_it_must) {
+    client c = link_client();
+
+    fake_take_slot(c.w, 0, "a");
+    for (unsigned i = 0; i < 2000; i++) {
+        ring(&c);
+        until(turned);
+    }
+    until(asleep);
+    fake_exchange(c.w, 0, "GET", "200");
+    ring(&c);
+    wait.want = 1;
+    until(produced);
+    ack_all();
+    free_client(&c);
+}
+END_TEST
+
+/* It dies, and its descriptors are closed one after the other. */
+START_TEST(a_worker_whose_doorbell_goes_first_is_read_to_the_end) {
+    client c = link_client();
+
+    fake_take_slot(c.w, 0, "a");
+    fake_exchange(c.w, 0, "GET", "200");
+    close(c.bell);
+    c.bell = -1;
+    wait.acking = true;
+    until(gone);
+    ck_assert_uint_ge(fake_kafka.n, 1);
+    ck_assert_uint_eq(metrics_cell[METRIC_LINKS_BAD], 0);
     free_client(&c);
 }
 END_TEST
@@ -565,7 +613,7 @@ END_TEST
 START_TEST(a_message_after_the_hello_ends_the_link) {
     client c = link_client();
     unsigned before = open_fds();
-    int fds[] = {c.bell, c.bell};
+    int fds[] = {c.w->fd, c.w->fd};
 
     send_fds(c.sock, "x", 1, fds, 2);
     until(bad);
@@ -633,6 +681,8 @@ int main(void) {
     tcase_add_test(t, one_sidecar_owns_a_socket);
     tcase_add_test(t, a_stale_socket_is_replaced_and_other_files_are_not);
     tcase_add_test(t, an_idle_reader_sleeps_and_a_ring_wakes_it);
+    tcase_add_test(t, a_doorbell_rings_as_often_as_it_must);
+    tcase_add_test(t, a_worker_whose_doorbell_goes_first_is_read_to_the_end);
     tcase_add_test(t, a_reader_that_has_just_read_naps);
     tcase_add_test(t, what_a_worker_published_is_read_after_it_has_gone);
     tcase_add_loop_test(

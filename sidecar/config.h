@@ -15,20 +15,20 @@
 #include <sys/types.h>
 
 enum config_type {
-    CONFIG_SOCKET,   /* unix:/absolute/path, at most 107 bytes of path */
+    CONFIG_SOCKET, /* unix:/absolute/path, at most 107 bytes of path */
     CONFIG_TEXT,
-    CONFIG_PATH,     /* absolute */
-    CONFIG_ADDRESS,  /* host:port */
-    CONFIG_SIZE,     /* 64k, 16m, 1g: bytes */
-    CONFIG_TIME,     /* 500ms, 3s, 5m: nanoseconds */
-    CONFIG_MODE,     /* octal */
-    CONFIG_USER,     /* name or number */
+    CONFIG_PATH,    /* absolute */
+    CONFIG_ADDRESS, /* host:port */
+    CONFIG_SIZE,    /* 64k, 16m, 1g: bytes */
+    CONFIG_TIME,    /* 500ms, 3s, 5m: nanoseconds */
+    CONFIG_MODE,    /* octal */
+    CONFIG_USER,    /* name or number */
     CONFIG_GROUP,
-    CONFIG_UIDS,     /* list of names or numbers, by commas */
-    CONFIG_CHOICE,   /* of the help's words */
-    CONFIG_TOPIC,    /* a name that Kafka allows */
+    CONFIG_UIDS,   /* list of names or numbers, by commas */
+    CONFIG_CHOICE, /* of the help's words */
+    CONFIG_TOPIC,  /* a name that Kafka allows */
     CONFIG_DURABILITY,
-    CONFIG_LATER     /* known, and refused: not built yet */
+    CONFIG_LATER /* known, and refused: not built yet */
 };
 
 /* X(key, field, type, default or NULL, min, max or choices, help) lives in
@@ -44,24 +44,24 @@ typedef struct {
 } config_property;
 
 typedef struct {
-    char *listen;          /* path without "unix:" */
-    mode_t listen_mode;    /* default 0660 */
-    uid_t listen_owner;    /* (uid_t)-1: unchanged */
-    gid_t listen_group;    /* (gid_t)-1: unchanged */
+    char *listen;       /* path without "unix:" */
+    mode_t listen_mode; /* default 0660 */
+    uid_t listen_owner; /* (uid_t)-1: unchanged */
+    gid_t listen_group; /* (gid_t)-1: unchanged */
     uid_t allowed_uids[CONFIG_MAX_UIDS];
-    size_t nallowed_uids;  /* 0: whoever the socket's mode lets in */
-    char *topic;           /* default logging-traffic-topic */
+    size_t nallowed_uids; /* 0: whoever the socket's mode lets in */
+    char *topic;          /* default logging-traffic-topic */
     config_property kafka[CONFIG_MAX_KAFKA];
     size_t nkafka;
-    char *metrics_listen;  /* host:port or NULL */
-    char *export_path;     /* directory or NULL */
-    bool export_protocap;  /* export.format = protocap (else: lines) */
-    uint64_t export_size;  /* bytes; default 1g */
-    uint64_t record_size;  /* bytes; default 1048076 (record contract) */
-    uint64_t inflight_size;/* bytes encoded and not acknowledged; 64m */
-    uint64_t pools_size;   /* bytes of all mapped pools together; 8g */
-    int64_t flush_time;    /* default 1s */
-    int64_t drain_time;    /* TERM: default 10s */
+    char *metrics_listen;   /* host:port or NULL */
+    char *export_path;      /* directory or NULL */
+    bool export_protocap;   /* export.format = protocap (else: lines) */
+    uint64_t export_size;   /* bytes; default 1g */
+    uint64_t record_size;   /* bytes; default 1048076 (record contract) */
+    uint64_t inflight_size; /* bytes encoded and not acknowledged; 64m */
+    uint64_t pools_size;    /* bytes of all mapped pools together; 8g */
+    int64_t flush_time;     /* default 1s */
+    int64_t drain_time;     /* TERM: default 10s */
     int log_level;
     char *file; /* its name as given, for messages */
 } config;
@@ -73,7 +73,8 @@ bool config_is_secret(const char *kafka_name);
 const char *config_kafka(const config *c, const char *kafka_name);
 
 /* The nearest of `names` by spelling, or NULL when none is near. */
-const char *config_nearest(const char *name, const char *const *names, size_t n);
+const char *config_nearest(const char *name, const char *const *names,
+                           size_t n);
 
 /* Reads a file.  0, or -1 after printing to `err` a line per mistake with
    file, line, key, value and what to do.  Warnings go there too.  Either way

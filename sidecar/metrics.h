@@ -45,7 +45,7 @@ enum metric {
 #define X(sym, name, type, help) METRIC_##sym,
     METRICS(X)
 #undef X
-    METRIC_COUNT
+        METRIC_COUNT
 };
 
 extern uint64_t metrics_cell[METRIC_COUNT];

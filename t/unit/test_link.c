@@ -82,7 +82,7 @@ static struct {
     int64_t until_ns;
     bool asleep; /* it may wait for ever */
     bool stay_asleep;
-    bool acking;   /* every record, as it comes */
+    bool acking; /* every record, as it comes */
     unsigned turns;
     unsigned want; /* records */
 } wait = {.want = 1};
@@ -207,9 +207,10 @@ static client new_client(uint32_t nblocks) {
 
     int bell[2];
 
-    ck_assert_int_eq(
-        socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, bell),
-        0);
+    ck_assert_int_eq(socketpair(AF_UNIX,
+                                SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0,
+                                bell),
+                     0);
     c.bell = bell[0];
     c.bell_offer = bell[1];
     return c;
@@ -672,9 +673,8 @@ int main(void) {
     tcase_add_checked_fixture(t, open_all, close_all);
     tcase_set_timeout(t, 30);
     tcase_add_test(t, a_worker_is_welcomed_and_its_frames_become_records);
-    tcase_add_loop_test(t,
-                        what_is_no_hello_is_refused_and_leaves_nothing_behind,
-                        0, 13);
+    tcase_add_loop_test(
+        t, what_is_no_hello_is_refused_and_leaves_nothing_behind, 0, 13);
     tcase_add_test(t, a_hello_must_come_in_time);
     tcase_add_test(t, other_users_are_refused);
     tcase_add_test(t, pools_together_are_bounded);
@@ -685,8 +685,8 @@ int main(void) {
     tcase_add_test(t, a_worker_whose_doorbell_goes_first_is_read_to_the_end);
     tcase_add_test(t, a_reader_that_has_just_read_naps);
     tcase_add_test(t, what_a_worker_published_is_read_after_it_has_gone);
-    tcase_add_loop_test(
-        t, a_bad_worker_ends_its_own_link_alone_and_is_counted, 0, 3);
+    tcase_add_loop_test(t, a_bad_worker_ends_its_own_link_alone_and_is_counted,
+                        0, 3);
     tcase_add_test(t, a_message_after_the_hello_ends_the_link);
     tcase_add_test(t, a_pool_that_another_owns_is_left_alone);
     tcase_add_test(t, a_drain_takes_what_is_there_and_no_more);

@@ -113,7 +113,8 @@ class Sidecar:
 
     def start(self):
         self.process = Process(self.argv, self.log)
-        self.process.wait_for_log("ready", 30)
+        # the topic is, not just the socket
+        self.process.wait_for_log(f"topic {TOPIC} is ready", 30)
 
     @property
     def pid(self):

@@ -347,7 +347,9 @@ ngx_http_capture_status_pool(ngx_http_capture_row_t *row,
 
     /* our own cells stand still here; the sidecar's may move: look again */
 
-    for (n = 0; n < 16; n++) {
+    n = 0;
+
+    do {
         told = 0;
 
         for (i = 0; i < CAP_REASON_CELLS; i++) {
@@ -359,10 +361,7 @@ ngx_http_capture_status_pool(ngx_http_capture_row_t *row,
         open = ngx_http_capture_load(sidecar.open);
         taken = ngx_http_capture_load(sidecar.taken);
 
-        if (taken == told + captured + open) {
-            break;
-        }
-    }
+    } while (taken != told + captured + open && ++n < 16);
 
     row->seen += ngx_http_capture_load(worker.seen);
     row->captured += captured;

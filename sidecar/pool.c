@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #define SLAB_REFS 1023
+#define KEPT_SLABS 4
 #define NEEDED_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 struct pool_slab {
@@ -99,13 +100,20 @@ pool *pool_open(int fd, uint64_t limit, const char **why) {
     return p;
 }
 
-void pool_free(pool *p) {
+static void free_slabs(pool *p) {
     struct pool_slab *next;
 
     for (struct pool_slab *s = p->slabs; s != NULL; s = next) {
         next = s->next;
         free(s);
     }
+    p->slabs = NULL;
+    p->nslabs = 0;
+    p->free_refs = NULL;
+}
+
+void pool_free(pool *p) {
+    free_slabs(p);
     munmap(p->header, p->mapped);
     free(p->blocks);
     free(p);
@@ -321,6 +329,7 @@ static frame_ref *new_ref(pool *p) {
         }
         s->next = p->slabs;
         p->slabs = s;
+        p->nslabs++;
         for (size_t i = 0; i < SLAB_REFS; i++) {
             s->refs[i].next = p->free_refs;
             p->free_refs = &s->refs[i];
@@ -328,6 +337,7 @@ static frame_ref *new_ref(pool *p) {
         r = p->free_refs;
     }
     p->free_refs = r->next;
+    p->refs++;
     r->next = NULL;
     return r;
 }
@@ -379,6 +389,9 @@ void pool_release(pool *p, frame_ref *r) {
     }
     r->next = p->free_refs;
     p->free_refs = r;
+    if (--p->refs == 0 && p->nslabs > KEPT_SLABS) {
+        free_slabs(p); /* a burst is over */
+    }
 }
 
 /* ---- waking ---- */

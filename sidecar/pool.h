@@ -16,7 +16,7 @@
  *
  * One thread.  Memory: 24 B a block, and 40 B a held frame.  A frame takes at
  * least 32 B of its pool, so refs are bounded by 1.25 times the pool's size;
- * they are given back with the pool.
+ * they are freed when no frame is held.
  */
 #ifndef SIDECAR_POOL_H
 #define SIDECAR_POOL_H
@@ -95,6 +95,8 @@ typedef struct pool {
     pool_counters count;
 
     frame_ref *free_refs;
+    uint32_t refs; /* in use */
+    uint32_t nslabs;
     struct pool_slab *slabs;
 } pool;
 

@@ -357,6 +357,22 @@ START_TEST(an_abandoned_exchange_ends_what_the_topic_has) {
 }
 END_TEST
 
+/* An exchange that is complete and only waits for its record stays whole. */
+START_TEST(an_abandon_between_exchanges_takes_none_with_it) {
+    fake_exchange(w, 0, "1", "one");
+    turn();
+    fake_exchange(w, 0, "2", "two");
+    fake_control(w, 0, CAP_FRAME_ABANDON, CAP_POOL_FULL);
+    turn();
+    ack(0);
+    ck_record(1, "a#2!+1 R(2) E(14,711) W(two) "
+                 "X(capture abandoned: pool_full) C");
+    ack(1);
+    ck_assert_uint_eq(p->count.captured, 2);
+    ck_assert_uint_eq(p->count.reason[CAP_POOL_FULL], 0);
+}
+END_TEST
+
 /* ---- sizes ---- */
 
 /* The response's bytes in record `i` are those at `at`; returns how many. */
@@ -1097,6 +1113,7 @@ int main(void) {
     tcase_add_test(t, a_dropped_request_that_was_sent_is_taken_back);
     tcase_add_test(t, a_connection_with_nothing_to_say_makes_no_record);
     tcase_add_test(t, an_abandoned_exchange_ends_what_the_topic_has);
+    tcase_add_test(t, an_abandon_between_exchanges_takes_none_with_it);
     tcase_add_test(t, large_data_is_split_and_nothing_is_missing);
     tcase_add_test(t, a_record_that_is_full_goes_before_the_end);
     tcase_add_test(t, what_does_not_fit_follows_though_nothing_made_it_due);

@@ -560,18 +560,18 @@ START_TEST(what_a_worker_published_is_read_after_it_has_gone) {
     }
     fake_read(c.w, 0, CAP_FRAME_BEGIN, "half");
     /* counted, and never written */
-    atomic_fetch_add(&c.w->header->worker.seen, 3);
+    atomic_fetch_add(&c.w->header->worker.seen, 4);
     atomic_fetch_add(&c.w->header->worker.handed, 2);
     atomic_fetch_add(&c.w->header->worker.reason[CAP_RULE], 1);
     hang_up(&c);
     wait.acking = true;
     until(gone);
     ck_assert(none_linked());
-    ck_assert_uint_eq(parts(), 104);
-    ck_assert_uint_eq(sum.seen, 104);
+    ck_assert_uint_eq(parts(), 105);
+    ck_assert_uint_eq(sum.seen, 105);
     ck_assert_uint_eq(sum.captured, 100);
     ck_assert_uint_eq(sum.reason[CAP_RULE], 1);
-    ck_assert_uint_eq(sum.reason[CAP_WORKER_EXIT], 3);
+    ck_assert_uint_eq(sum.reason[CAP_WORKER_EXIT], 4);
     ck_assert_uint_eq(sum.pending, 0);
     free_client(&c);
 }
@@ -600,6 +600,8 @@ START_TEST(a_bad_worker_ends_its_own_link_alone_and_is_counted) {
     until(turned);
     ck_assert_uint_eq(parts(), 2);
     ck_assert_uint_eq(sum.reason[CAP_BAD_LINK], 2);
+    /* so what it can still publish comes to an end */
+    ck_assert_uint_eq(atomic_load(&c.w->header->return_tail), 0);
 
     fake_take_slot(good.w, 0, "good");
     fake_exchange(good.w, 0, "GET", "200");

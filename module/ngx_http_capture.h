@@ -114,9 +114,10 @@ typedef struct {
 } ngx_http_capture_pool_t;
 
 
-/* Hangs on a client connection's pool. */
+/* A lane of a client connection. */
 
 struct ngx_http_capture_conn_s {
+    ngx_http_capture_conn_t   *next;       /* lane */
     uint32_t                   slot;
     uint32_t                   generation;
     uint64_t                   epoch;
@@ -145,6 +146,7 @@ typedef struct {
     u_char                    *head;       /* as the client sent it */
     size_t                     head_len;
     cap_eom                    eom;
+    off_t                      rest;       /* of Content-Length */
     int64_t                    arrived;
 
     uint64_t                   epoch;
@@ -166,8 +168,8 @@ typedef struct {
 /* A worker's state; lives as long as the process. */
 
 typedef struct {
-    ngx_http_capture_pool_t   *pool;       /* linked, or NULL */
-    ngx_http_capture_pool_t   *offered;    /* in the handshake, or NULL */
+    ngx_http_capture_pool_t   *pool;       /* offered to a sidecar, or NULL */
+    ngx_uint_t                 linked;     /* it has taken it */
     ngx_connection_t          *connection; /* to the sidecar, or NULL */
     ngx_event_t                timer;      /* reconnect, or handshake */
     ngx_msec_t                 backoff;

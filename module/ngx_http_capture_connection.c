@@ -6,6 +6,10 @@
  * captured request, and another one after a loss, a cut, or a new link: one
  * that was abandoned is never used again.  Its close is written when the
  * connection's pool goes.
+ *
+ * A connectionId holds one exchange at a time.  HTTP/2 has many: each stream
+ * takes the lowest lane of its connection that is free, and each lane has a
+ * connectionId of its own.  HTTP/1 uses the first alone.
  */
 
 
@@ -20,38 +24,56 @@
 
 
 static void ngx_http_capture_conn_cleanup(void *data);
+static void ngx_http_capture_conn_close(ngx_http_capture_pool_t *pool,
+    ngx_http_capture_conn_t *conn);
 
 
 /*
- * The state of r's client connection, made at its first use.  It hangs on
- * the connection's pool: pointers and numbers of connections are recycled.
+ * A free lane of r's client connection.  Lanes hang on the connection's pool
+ * (HTTP/2 streams share it) and are as many as streams were ever open at once:
+ * pointers and numbers of connections are recycled.
  */
 
 ngx_http_capture_conn_t *
 ngx_http_capture_get_conn(ngx_http_request_t *r)
 {
-    ngx_pool_cleanup_t       *cln;
-    ngx_http_capture_conn_t  *conn;
+    ngx_pool_t                *pool;
+    ngx_pool_cleanup_t        *cln;
+    ngx_http_capture_conn_t  **lane;
 
-    for (cln = r->connection->pool->cleanup; cln; cln = cln->next) {
+    pool = r->connection->pool;
+
+    for (cln = pool->cleanup; cln; cln = cln->next) {
         if (cln->handler == ngx_http_capture_conn_cleanup) {
-            return cln->data;
+            break;
         }
     }
 
-    cln = ngx_pool_cleanup_add(r->connection->pool,
-                               sizeof(ngx_http_capture_conn_t));
     if (cln == NULL) {
-        return NULL;
+        cln = ngx_pool_cleanup_add(pool, sizeof(ngx_http_capture_conn_t *));
+        if (cln == NULL) {
+            return NULL;
+        }
+
+        *(ngx_http_capture_conn_t **) cln->data = NULL;
+        cln->handler = ngx_http_capture_conn_cleanup;
     }
 
-    conn = cln->data;
-    ngx_memzero(conn, sizeof(ngx_http_capture_conn_t));
-    conn->slot = NGX_HTTP_CAPTURE_NO_SLOT;
+    for (lane = cln->data; *lane; lane = &(*lane)->next) {
+        if (!(*lane)->open
+            || (*lane)->epoch != ngx_http_capture_worker->pool->epoch)
+        {
+            return *lane;
+        }
+    }
 
-    cln->handler = ngx_http_capture_conn_cleanup;
+    *lane = ngx_pcalloc(pool, sizeof(ngx_http_capture_conn_t));
 
-    return conn;
+    if (*lane) {
+        (*lane)->slot = NGX_HTTP_CAPTURE_NO_SLOT;
+    }
+
+    return *lane;
 }
 
 
@@ -142,18 +164,32 @@ ngx_http_capture_conn_leave(ngx_http_capture_pool_t *pool,
 static void
 ngx_http_capture_conn_cleanup(void *data)
 {
-    ngx_http_capture_conn_t *conn = data;
+    ngx_http_capture_conn_t **lanes = data;
 
-    cap_frame                 f;
+    ngx_http_capture_conn_t  *conn;
     ngx_http_capture_pool_t  *pool;
 
     pool = ngx_http_capture_worker ? ngx_http_capture_worker->pool : NULL;
 
-    if (pool == NULL || conn->epoch != pool->epoch
-        || conn->slot == NGX_HTTP_CAPTURE_NO_SLOT)
-    {
+    if (pool == NULL) {
         return;
     }
+
+    for (conn = *lanes; conn; conn = conn->next) {
+        if (conn->epoch == pool->epoch
+            && conn->slot != NGX_HTTP_CAPTURE_NO_SLOT)
+        {
+            ngx_http_capture_conn_close(pool, conn);
+        }
+    }
+}
+
+
+static void
+ngx_http_capture_conn_close(ngx_http_capture_pool_t *pool,
+    ngx_http_capture_conn_t *conn)
+{
+    cap_frame  f;
 
     ngx_memzero(&f, sizeof(cap_frame));
 

@@ -3,10 +3,13 @@
  * The link of a worker to the sidecar: handshake, the pool's descriptors,
  * liveness.
  *
- * Nothing here blocks and nothing of NGINX waits for it.  While there is no
- * link, exchanges are counted as lost(unlinked) and a timer tries again.  A
- * link that ends takes its pool along: what the sidecar had not reported is
- * lost(link_lost), and capture goes on with a new pool and new connectionIds.
+ * Nothing here blocks and nothing of NGINX waits for it.  While no sidecar
+ * listens, exchanges are counted as lost(unlinked) and a timer tries again.
+ * From the moment a pool is offered exchanges go there, so that a new worker
+ * loses none while the handshake is under way.  A link that ends takes its pool
+ * along: what the sidecar had not reported is lost(link_lost), or unlinked
+ * where there was no answer yet, and capture goes on with a new pool and new
+ * connectionIds.
  */
 
 
@@ -117,11 +120,6 @@ ngx_http_capture_link_exit(ngx_cycle_t *cycle)
         w->connection = NULL;
     }
 
-    if (w->offered) {
-        ngx_http_capture_pool_destroy(w->offered);
-        w->offered = NULL;
-    }
-
     if (w->pool) {
         ngx_http_capture_pool_destroy(w->pool);
         w->pool = NULL;
@@ -221,8 +219,6 @@ ngx_http_capture_link_hello(ngx_http_capture_worker_t *w)
     pool->publish.data = w;
     pool->publish.log = w->log;
 
-    w->offered = pool;
-
     ngx_memzero(&m, sizeof(cap_message));
     m.magic = CAP_HELLO_MAGIC;
     m.kind = CAP_HELLO;
@@ -252,11 +248,14 @@ ngx_http_capture_link_hello(ngx_http_capture_worker_t *w)
         ngx_log_error(NGX_LOG_WARN, w->log, ngx_socket_errno,
                       "sendmsg() to capture_sidecar unix:%s failed",
                       w->addr.sun_path);
+        ngx_http_capture_pool_destroy(pool);
         return NGX_ERROR;
     }
 
     (void) close(pool->bell_offer);
     pool->bell_offer = -1;
+
+    w->pool = pool;
 
     return NGX_OK;
 }
@@ -341,7 +340,7 @@ ngx_http_capture_link_answer(ngx_http_capture_worker_t *w, cap_message *m,
     u_char  *p;
 
     if (n != sizeof(cap_message) || m->magic != CAP_HELLO_MAGIC
-        || w->offered == NULL
+        || w->linked
         || (m->kind != CAP_WELCOME && m->kind != CAP_REFUSE))
     {
         ngx_log_error(NGX_LOG_ERR, w->log, 0,
@@ -377,8 +376,7 @@ ngx_http_capture_link_answer(ngx_http_capture_worker_t *w, cap_message *m,
 
     ngx_del_timer(&w->timer);
 
-    w->pool = w->offered;
-    w->offered = NULL;
+    w->linked = 1;
     w->backoff = NGX_HTTP_CAPTURE_BACKOFF_MIN;
     w->complained = 0;
 
@@ -429,15 +427,11 @@ ngx_http_capture_link_drop(ngx_http_capture_worker_t *w)
         w->connection = NULL;
     }
 
-    if (w->offered) {
-        ngx_http_capture_pool_destroy(w->offered);
-        w->offered = NULL;
-    }
-
     if (w->pool) {
         ngx_http_capture_link_fold(w);
         ngx_http_capture_pool_destroy(w->pool);
         w->pool = NULL;
+        w->linked = 0;
     }
 
     ngx_http_capture_link_retry(w);
@@ -453,7 +447,7 @@ static void
 ngx_http_capture_link_fold(ngx_http_capture_worker_t *w)
 {
     uint64_t     told, handed;
-    ngx_uint_t   i;
+    ngx_uint_t   i, reason;
     cap_header  *h;
 
 #define ngx_http_capture_load(cell)                                           \
@@ -475,10 +469,12 @@ ngx_http_capture_link_fold(ngx_http_capture_worker_t *w)
     }
 
     if (handed > told) {
-        w->reason[CAP_LINK_LOST] += handed - told;
+        reason = w->linked ? CAP_LINK_LOST : CAP_UNLINKED;
+        w->reason[reason] += handed - told;
         ngx_log_error(NGX_LOG_WARN, w->log, 0,
                       "%uL exchanges were not reported by the sidecar, "
-                      "counted as lost(link_lost)", handed - told);
+                      "counted as lost(%s)", handed - told,
+                      cap_reason_name(reason));
     }
 
 #undef ngx_http_capture_load

@@ -16,9 +16,15 @@
 #define NGX_HTTP_CAPTURE_MAX_FIRST_LINE  4096
 #define NGX_HTTP_CAPTURE_MAX_HEADERS     8192
 
+#define NGX_HTTP_CAPTURE_TE  "transfer-encoding: chunked"
+
 
 static ngx_int_t ngx_http_capture_snapshot(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx);
+static size_t ngx_http_capture_snapshot_size(ngx_http_request_t *r);
+static u_char *ngx_http_capture_snapshot_headers(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, u_char *p, ngx_uint_t h2);
+static ngx_uint_t ngx_http_capture_is_hop(ngx_str_t *name);
 static ngx_uint_t ngx_http_capture_is_expect(ngx_table_elt_t *h);
 static ngx_int_t ngx_http_capture_rules(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_http_capture_loc_conf_t *clcf);
@@ -119,23 +125,76 @@ ngx_http_capture_precontent_handler(ngx_http_request_t *r)
  * The request line verbatim, then `Name: value` lines with the client's
  * spelling and order.  Expect is left out: the client has got its 100 from
  * NGINX, and the Replayer would take the target's for the answer.
+ *
+ * HTTP/2 becomes HTTP/1.1: NGINX has joined the cookies and left the pseudo
+ * headers out; host comes from its list entry, where the version of NGINX
+ * puts it; headers that belong to a connection go; a body without
+ * Content-Length is chunked.
  */
 
 static ngx_int_t
 ngx_http_capture_snapshot(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
 {
-    u_char           *p;
+    u_char      *p;
+    ngx_uint_t   h2;
+
+    h2 = (r->http_version == NGX_HTTP_VERSION_20);
+
+    ctx->has_body = r->headers_in.content_length_n > 0
+                    || r->headers_in.chunked;
+    ctx->rest = r->headers_in.content_length_n;
+    ctx->chunked = r->headers_in.chunked;
+    ctx->upgrade = !h2 && r->headers_in.upgrade != NULL;
+
+    p = ngx_pnalloc(r->pool, ngx_http_capture_snapshot_size(r));
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    ctx->head = p;
+
+    if (h2) {
+        p = ngx_cpymem(p, r->method_name.data, r->method_name.len);
+        *p++ = ' ';
+        p = ngx_cpymem(p, r->unparsed_uri.data, r->unparsed_uri.len);
+        p = ngx_cpymem(p, " HTTP/1.1", sizeof(" HTTP/1.1") - 1);
+
+    } else {
+        p = ngx_cpymem(p, r->request_line.data, r->request_line.len);
+    }
+
+    ctx->eom.first_line = p - ctx->head;
+
+    *p++ = CR; *p++ = LF;
+
+    p = ngx_http_capture_snapshot_headers(r, ctx, p, h2);
+
+    if (h2 && ctx->chunked) {
+        p = ngx_cpymem(p, NGX_HTTP_CAPTURE_TE CRLF,
+                       sizeof(NGX_HTTP_CAPTURE_TE CRLF) - 1);
+        ctx->eom.headers += sizeof(NGX_HTTP_CAPTURE_TE) - 1;
+    }
+
+    *p++ = CR; *p++ = LF;
+
+    ctx->head_len = p - ctx->head;
+
+    return NGX_OK;
+}
+
+
+static size_t
+ngx_http_capture_snapshot_size(ngx_http_request_t *r)
+{
     size_t            len;
     ngx_uint_t        i;
     ngx_list_part_t  *part;
     ngx_table_elt_t  *h;
 
-    ctx->has_body = r->headers_in.content_length_n > 0
-                    || r->headers_in.chunked;
-    ctx->chunked = r->headers_in.chunked;
-    ctx->upgrade = r->headers_in.upgrade != NULL;
-
-    len = r->request_line.len + 2 * (sizeof(CRLF) - 1);
+    len = ngx_max(r->request_line.len,
+                  r->method_name.len + r->unparsed_uri.len
+                  + sizeof("  HTTP/1.1"))
+          + sizeof(CRLF NGX_HTTP_CAPTURE_TE CRLF CRLF);
 
     for (part = &r->headers_in.headers.part; part; part = part->next) {
         h = part->elts;
@@ -145,21 +204,26 @@ ngx_http_capture_snapshot(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
         }
     }
 
-    p = ngx_pnalloc(r->pool, len);
-    if (p == NULL) {
-        return NGX_ERROR;
-    }
+    return len;
+}
 
-    ctx->head = p;
-    p = ngx_cpymem(p, r->request_line.data, r->request_line.len);
-    *p++ = CR; *p++ = LF;
+
+static u_char *
+ngx_http_capture_snapshot_headers(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, u_char *p, ngx_uint_t h2)
+{
+    ngx_uint_t        i;
+    ngx_list_part_t  *part;
+    ngx_table_elt_t  *h;
 
     for (part = &r->headers_in.headers.part; part; part = part->next) {
         h = part->elts;
 
         for (i = 0; i < part->nelts; i++) {
 
-            if (ngx_http_capture_is_expect(&h[i])) {
+            if (ngx_http_capture_is_expect(&h[i])
+                || (h2 && ngx_http_capture_is_hop(&h[i].key)))
+            {
                 continue;
             }
 
@@ -172,12 +236,36 @@ ngx_http_capture_snapshot(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
         }
     }
 
-    *p++ = CR; *p++ = LF;
+    return p;
+}
 
-    ctx->head_len = p - ctx->head;
-    ctx->eom.first_line = r->request_line.len;
 
-    return NGX_OK;
+/* Of a connection; HTTP/2 does not have them, clients send them at times. */
+
+static ngx_uint_t
+ngx_http_capture_is_hop(ngx_str_t *name)
+{
+    static ngx_str_t  hops[] = {
+        ngx_string("connection"),
+        ngx_string("keep-alive"),
+        ngx_string("proxy-connection"),
+        ngx_string("te"),
+        ngx_string("transfer-encoding"),
+        ngx_string("upgrade"),
+        ngx_null_string
+    };
+
+    ngx_str_t  *hop;
+
+    for (hop = hops; hop->len; hop++) {
+        if (hop->len == name->len
+            && ngx_strncasecmp(hop->data, name->data, name->len) == 0)
+        {
+            return 1;
+        }
+    }
+
+    return 0;
 }
 
 
@@ -269,7 +357,8 @@ ngx_http_capture_rules(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
     }
 
     if (r->http_version != NGX_HTTP_VERSION_10
-        && r->http_version != NGX_HTTP_VERSION_11)
+        && r->http_version != NGX_HTTP_VERSION_11
+        && r->http_version != NGX_HTTP_VERSION_20)
     {
         ngx_http_capture_tell_version(r);
         return CAP_UNSUPPORTED;
@@ -363,7 +452,14 @@ ngx_http_capture_body_in(ngx_http_request_t *r, ngx_chain_t *in)
     ngx_http_capture_chain(ctx, CAP_FRAME_READ, in, ctx->chunked);
 
     for (cl = in; cl; cl = cl->next) {
-        if (cl->buf->last_buf) {
+        ctx->rest -= ngx_buf_size(cl->buf);
+
+        /* unbuffered, the source has it all before HTTP/2's END_STREAM */
+
+        if (cl->buf->last_buf
+            || (ctx->rest == 0 && !ctx->chunked
+                && r->request_body_no_buffering))
+        {
             ngx_http_capture_request_end(ctx);
             break;
         }

@@ -337,7 +337,7 @@ ngx_http_capture_status_pool(ngx_http_capture_row_t *row,
 
     h = (cap_header *) pool->base;
 
-    row->linked = 1;
+    row->linked = ngx_http_capture_worker->linked;
     row->truncated += ngx_http_capture_load(sidecar.truncated);
     row->connections += ngx_http_capture_load(worker.connections);
     row->bytes += ngx_http_capture_load(worker.bytes);

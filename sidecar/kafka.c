@@ -151,8 +151,10 @@ static void report(kafka *k, const rd_kafka_message_t *m) {
         return;
     }
     learn_from_failure(k, m->err);
+    /* not rd_kafka_message_errstr(): of what was produced it gives the
+       payload, and captured bytes must never reach a log */
     k->events->delivered(k->owner, m->_private, result, -1,
-                         rd_kafka_message_errstr(m));
+                         rd_kafka_err2str(m->err));
 }
 
 static void reports(kafka *k, rd_kafka_event_t *event) {

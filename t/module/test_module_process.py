@@ -87,7 +87,7 @@ def test_a_sidecar_that_comes_later_is_found(rig):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_reloads_under_load_lose_nothing(rig, workers):
     """Old workers end their exchanges and close their ids; their counts stay."""
-    r = rig(workers=workers, buffer="4m")
+    r = rig(workers=workers, buffer="64m")
     with Load(r) as load:
         for i in range(5):
             load.more(10)

@@ -84,8 +84,9 @@ $(BUILD)/libcapture.a: $(call objects,$(WIRE) $(STAGES)) $(OBJ)/sources
 $(BUILD)/capture-sidecar: $(call objects,sidecar/main.c) $(BUILD)/libcapture.a
 	$(call say,LINK)$(LINK) -o $@ $^ $(LIBS)
 
+# cJSON before librdkafka, whose archive holds one of its own
 $(BUILD)/capturectl: $(call objects,$(TOOLS)) $(BUILD)/libcapture.a
-	$(call say,LINK)$(LINK) -o $@ $^ $(LIBS)
+	$(call say,LINK)$(LINK) -o $@ $^ -lcjson $(LIBS)
 
 # For script/demo; nothing of ours is in it, and it is not installed.
 $(BUILD)/mock-broker: $(call objects,tools/mock-broker.c)
@@ -131,7 +132,7 @@ check: unit
 # script/build-module runs NGINX's own configure when it must, then its Makefile.
 module:
 	+@V='$(V)' CC='$(CC)' NGINX_SRC='$(NGINX_SRC)' \
-	CFLAGS='-fno-omit-frame-pointer $(SANITIZE) $(CFLAGS) $(CPPFLAGS)' \
+	CFLAGS='$(if $(SAN),-fno-omit-frame-pointer) $(SANITIZE) $(CFLAGS) $(CPPFLAGS)' \
 	LDFLAGS='$(SANITIZE) $(LDFLAGS)' NGINX_CONFIGURE='$(NGINX_CONFIGURE)' MAKE='$(MAKE)' \
 	script/build-module $(BUILD)
 

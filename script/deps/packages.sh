@@ -7,8 +7,8 @@ BUILD_PACKAGES=(
     nginx-dev nginx:nginx libpcre2-dev zlib1g-dev libssl-dev
     # what librdkafka uses for TLS, SASL, OIDC and compression
     libcurl4-openssl-dev libsasl2-dev libzstd-dev liblz4-dev
-    # the sidecar's metrics
-    libmicrohttpd-dev
+    # the sidecar's metrics, and capturectl's JSON
+    libmicrohttpd-dev libcjson-dev
     # fetching and checking source packages
     dpkg-dev debian-archive-keyring
 )
@@ -17,7 +17,7 @@ TEST_PACKAGES=(
     check python3-venv
     mvn:maven java:default-jre-headless
     clang:clang clang-format:clang-format
-    valgrind wrk curl
+    valgrind wrk curl openssl:openssl
 )
 
 # install_packages ENTRY...: installs what is missing; never touches apt when

@@ -142,6 +142,17 @@ ngx_http_capture_snapshot(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
 
     ctx->has_body = r->headers_in.content_length_n > 0
                     || r->headers_in.chunked;
+
+#if (NGX_HTTP_V2)
+
+    /* an empty body ends later, too, or its client resets it */
+
+    if (r->stream && !r->stream->in_closed) {
+        ctx->has_body = 1;
+    }
+
+#endif
+
     ctx->rest = r->headers_in.content_length_n;
     ctx->chunked = r->headers_in.chunked;
     ctx->upgrade = !h2 && r->headers_in.upgrade != NULL;
@@ -434,6 +445,7 @@ ngx_http_capture_decide_refused(ngx_http_request_t *r,
 ngx_int_t
 ngx_http_capture_body_in(ngx_http_request_t *r, ngx_chain_t *in)
 {
+    ngx_uint_t               last;
     ngx_chain_t             *cl;
     ngx_http_capture_ctx_t  *ctx;
 
@@ -451,18 +463,19 @@ ngx_http_capture_body_in(ngx_http_request_t *r, ngx_chain_t *in)
 
     ngx_http_capture_chain(ctx, CAP_FRAME_READ, in, ctx->chunked);
 
+    last = 0;
+
     for (cl = in; cl; cl = cl->next) {
         ctx->rest -= ngx_buf_size(cl->buf);
+        last |= cl->buf->last_buf;
+    }
 
-        /* unbuffered, the source has it all before HTTP/2's END_STREAM */
+    /* unbuffered, the source has it all before HTTP/2's END_STREAM */
 
-        if (cl->buf->last_buf
-            || (ctx->rest == 0 && !ctx->chunked
-                && r->request_body_no_buffering))
-        {
-            ngx_http_capture_request_end(ctx);
-            break;
-        }
+    if (last
+        || (ctx->rest == 0 && !ctx->chunked && r->request_body_no_buffering))
+    {
+        ngx_http_capture_request_end(ctx);
     }
 
     return NGX_OK;

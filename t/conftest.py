@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import subprocess
 import tempfile
 
 import pytest
@@ -82,6 +83,19 @@ def new_topic(broker):
         broker.create_topic(name, partitions, config)
         return name
     return make
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """(certificate, key): files of a self-signed one for source.test."""
+    at = tmp_path_factory.mktemp("tls")
+    crt, key = str(at / "crt.pem"), str(at / "key.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt",
+         "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30", "-subj",
+         "/CN=source.test", "-addext", "subjectAltName=DNS:source.test",
+         "-keyout", key, "-out", crt], check=True, capture_output=True)
+    return crt, key
 
 
 @pytest.fixture

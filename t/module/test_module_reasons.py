@@ -6,13 +6,13 @@ seen = captured + filtered + lost + pending for each worker at each look.
 """
 
 import os
-import socket
 import threading
 
 import pytest
 
 from capture_rig import Message, lengths_fit, same_request, same_response
 from rig.client import Client, build_request
+from rig.client2 import Client2, captured
 from rig.process import SANITIZED, free_port
 from rig.source import Response, pattern
 from rig.status import wait_until
@@ -218,28 +218,18 @@ def test_http_09_is_unsupported(rig, source):
     r.total(seen=1, unsupported=1)
 
 
-def test_http2_is_unsupported_and_served(rig, source):
-    """One line in the log, each stream counted."""
+def test_http2_is_captured_without_a_word_in_the_log(rig, source):
+    """All of it is in test_module_http2.py."""
     port = free_port()
     r = rig(http=f"server {{ listen 127.0.0.1:{port} http2; capture on;"
                  "location / { proxy_pass http://source; } }")
-    with socket.create_connection(("127.0.0.1", port), 10) as s:
-        s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _h2(4, 0, 0, b""))
-        for stream in (1, 3):
-            # :method GET, :path /, :scheme http, host a
-            s.sendall(_h2(1, 5, stream, b"\x82\x84\x86\x41\x01a"))
-        got = b""
-        while got.count(b"ok\n") < 2:
-            piece = s.recv(65536)
-            assert piece, got
-            got += piece
-    r.total(seen=2, unsupported=2)
-    assert not r.sidecar.exchanges
-
-
-def _h2(kind, flags, stream, payload):
-    return (len(payload).to_bytes(3, "big") + bytes([kind, flags])
-            + stream.to_bytes(4, "big") + payload)
+    with Client2(port) as client:
+        for target in ("/1", "/2"):
+            assert client.request("GET", target).status == 200
+    for x, target in zip(r.exchanges(2), ("/1", "/2")):
+        same_request(x, captured("GET", target))
+    r.total(seen=2, captured=2)
+    assert "not captured by this build" not in r.nginx.error_log()
 
 
 @pytest.mark.parametrize("buffering", ["on", "off"])

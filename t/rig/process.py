@@ -13,12 +13,18 @@ SANITIZED = os.environ.get("CAPTURE_SAN", "") not in ("", "0")
 BUILD = os.path.join(TOP, "build", "asan" if SANITIZED else "")
 
 
+_given = set()
+
+
 def free_port(host="127.0.0.1"):
     """A port that nothing listens on. It is below the range from which the
     kernel takes the ports of outgoing connections, so that none of the test's
-    own connections can take it before its server does."""
+    own connections can take it before its server does, and comes once only."""
     while True:
         port = random.randrange(10000, 32000)
+        if port in _given:
+            continue
+        _given.add(port)
         with socket.socket() as s:
             try:
                 s.bind((host, port))

@@ -1,0 +1,319 @@
+"""HTTP/2 over the whole path: what the Replayer reads is HTTP/1.1, one exchange
+at a time on each connectionId."""
+
+import itertools
+import threading
+from concurrent import futures
+from types import SimpleNamespace
+
+import pytest
+
+from refconsumer import http
+from refconsumer.verify import verify_topic
+from rig.client2 import Client2, alpn, captured
+from rig.process import free_port
+from rig.source import Response, pattern
+from rig.status import wait_until
+
+from path.session import (Sent, Session, assert_balanced, assert_captured, lost,
+                          settled)
+
+_marks = itertools.count(1)
+
+
+class Session2:
+    """An HTTP/2 connection whose exchanges are to be captured."""
+
+    def __init__(self, port, **options):
+        self.client = Client2(port, **options)
+        self.exchanges = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+
+    def start(self, method, target, headers=(), body=None, length=True):
+        mark = f"h2-{next(_marks)}"
+        headers = [("x-mark", mark), *headers]
+        stream = self.client.send_request(method, target, headers, body, length)
+        # cookies are put together, at the end of what the client sent
+        crumbs = "; ".join(v for n, v in headers if n == "cookie")
+        kept = [h for h in headers if h[0] not in ("cookie", "te")]
+        raw = captured(method, target, kept, body, length)
+        if crumbs:
+            at = raw.index(b"\r\n\r\n")
+            raw = raw[:at] + b"\r\ncookie: " + crumbs.encode() + raw[at:]
+        return SimpleNamespace(stream=stream, mark=mark.encode(), raw=raw,
+                               method=method.encode())
+
+    def finish(self, started):
+        answer = self.client.receive(started.stream)
+        assert answer is not None and answer.complete
+        self.exchanges.append(Sent(started.mark, started.method, started.raw, answer))
+        return answer
+
+    def request(self, *args, **options):
+        return self.finish(self.start(*args, **options))
+
+
+@pytest.fixture
+def stack2(stack):
+    """As stack(), with HTTP/2 by prior knowledge on s.port2 of the same server."""
+    def make(server="", **options):
+        port = free_port()
+        s = stack(server=f"listen 127.0.0.1:{port} http2; {server}", **options)
+        s.port2 = port
+        return s
+    return make
+
+
+def echo(request):
+    return Response(headers=[("X-Method", request.method)],
+                    body=b"%s %d\n" % (request.target.encode("latin-1"),
+                                       len(request.body)))
+
+
+def test_a_session_is_captured_as_http_1_1(stack2, source):
+    source.answer = echo
+    s = stack2()
+    with Session2(s.port2) as c:
+        c.request("GET", "/")
+        c.request("PUT", "/index/_doc/1?refresh=true", body=b'{"a":1}')
+        c.request("POST", "/_bulk", body=b'{"index":{}}\n', length=False)
+        c.request("HEAD", "/index")
+        c.request("DELETE", "/index/_doc/1")
+        c.request("POST", "/empty", body=b"", length=False)
+        c.request("POST", "/zero", body=b"")
+        c.request("GET", "/_cat", headers=[("cookie", "a=b"), ("te", "trailers"),
+                                           ("x", "1"), ("x", "2"),
+                                           ("cookie", "c=d")])
+    assert_captured(s.drain(), [c])      # one id, in this order
+
+
+def test_tls_with_alpn_and_both_versions_on_one_server(stack2, source, certificate):
+    source.answer = echo
+    port = free_port()
+    s = stack2(server=f"listen 127.0.0.1:{port} ssl http2;"
+                      f"ssl_certificate {certificate[0]};"
+                      f"ssl_certificate_key {certificate[1]};")
+    with (Session2(port, tls=alpn(certificate[0])) as tls,
+          Session2(s.port2) as plain, Session(s) as one):
+        for i in range(10):
+            tls.request("POST", f"/tls/{i}", body=pattern(20_000, i), length=i % 2)
+            plain.request("GET", f"/h2c/{i}")
+            one.request("PUT", f"/one/{i}", body=b"x")
+    assert_captured(s.drain(), [tls, plain, one])
+
+
+def test_100_concurrent_streams_are_100_connections_that_are_reused(stack2, source):
+    """No two exchanges of a connectionId overlap: the consumer would mix them."""
+    release = threading.Event()
+    source.answer = lambda q: Response(body=q.target.encode() * 300, hold=release)
+    s = stack2(workers=2)
+    with Session2(s.port2) as c:
+        for turn in range(3):
+            release.clear()
+            n = len(source.requests)
+            started = [c.start("POST" if i % 3 else "GET", f"/{turn}/{i}",
+                               body=pattern(i * 10, i) if i % 3 else None,
+                               length=i % 2) for i in range(100)]
+            wait_until(lambda: len(source.requests) == n + 100)
+            release.set()
+            for x in started:
+                c.finish(x)
+        s.wait_for_status(settled(300))
+    result = assert_captured(s.drain(), [c], lanes=True)
+    assert len(result.connections) == 100
+    # a lane is used again, and in the order of time
+    for exchanges in result.by_connection().values():
+        turns = [x.request.split(b"/")[1] for x in exchanges]
+        assert turns == sorted(turns) and len(turns) == 3
+
+
+@pytest.mark.parametrize("buffering", ["on", "off"])
+def test_5_mb_up_and_down_side_by_side(stack2, source, buffering):
+    source.answer = lambda q: Response(body=pattern(5_000_000, len(q.body) % 97))
+    s = stack2(location=f"proxy_request_buffering {buffering};"
+                        f"proxy_buffering {buffering};")
+    with Session2(s.port2) as c:
+        started = [c.start("POST", "/_bulk", body=pattern(5_000_000, 1)),
+                   c.start("POST", "/_bulk", body=pattern(5_000_000, 2),
+                           length=False),
+                   c.start("GET", "/big")]
+        for x in started:
+            c.finish(x)
+        status = assert_balanced(s.wait_for_status(settled(3)))
+        assert lost(status) == 0
+    assert_captured(s.drain(), [c], lanes=True)
+
+
+def test_resets_leave_nothing_to_replay_or_a_named_cut(stack2, source):
+    hold = threading.Event()
+    source.answer = lambda q: (Response(hold_body=hold, body=b"y" * 5000)
+                               if q.target == "/cut" else echo(q))
+    s = stack2(location="proxy_request_buffering off; proxy_buffering off;")
+    with Session2(s.port2) as c:
+        c.request("GET", "/before")
+        up = c.start("GET", "/cut")
+        c.client.receive_head(up.stream, 1)
+        gone = c.client.start("POST", "/gone", end=False)
+        c.client.data(gone, b"half", end=False)
+        s.wait_for_status(lambda st: st["total"]["pending"] == 2)
+        c.client.reset_stream(gone)
+        c.client.reset_stream(up.stream)
+        s.wait_for_status(lambda st: st["total"]["pending"] == 0)
+        c.request("POST", "/after", body=b"abc", length=False)
+        status = assert_balanced(s.wait_for_status(settled(4)))
+        assert status["total"]["truncated"] == 1
+        assert status["total"]["filtered"]["client_abort"] == 1
+        hold.set()
+    result = verify_topic(s.drain())
+    result.assert_clean(all_closed=True)
+    found = {x.request.split(b" ")[1]: x for x in result.exchanges}
+    assert set(found) == {b"/before", b"/cut", b"/after"}
+    cut, after = found[b"/cut"], found[b"/after"]
+    assert result.connections[(cut.node_id, cut.connection_id)].exceptions
+    assert cut.connection_id == found[b"/before"].connection_id != after.connection_id
+
+
+def test_stalled_streams_are_captured_whole(stack2, source):
+    """One waits for its client's window, one for its client's bytes."""
+    source.answer = lambda q: Response(
+        body=pattern(400_000 if q.target == "/big" else 10, 3))
+    s = stack2(location="proxy_request_buffering off;")
+    with Session2(s.port2, window=1000, ack=False) as c:
+        big = c.start("GET", "/big")
+        c.client.receive_head(big.stream, 1000)
+        body = pattern(200_000)
+        mark = ("x-mark", f"h2-{next(_marks)}")
+        stream = c.client.start("POST", "/_bulk", [mark], end=False)
+        at = c.client.fill_window(stream, body)
+        c.request("GET", "/small")
+        s.wait_for_status(lambda st: st["total"]["pending"] == 2)
+        c.client.data(stream, body[at:])
+        c.finish(SimpleNamespace(
+            stream=stream, mark=mark[1].encode(), method=b"POST",
+            raw=captured("POST", "/_bulk", [mark], body, length=False)))
+        c.client.open_window(big.stream, 1_000_000)
+        c.finish(big)
+        s.wait_for_status(settled(3))
+    assert_captured(s.drain(), [c], lanes=True)
+
+
+def test_a_reload_with_open_streams_loses_nothing(stack2, source):
+    hold = threading.Event()
+    source.answer = lambda q: Response(body=pattern(10_000), hold=hold)
+    s = stack2()
+    with Session2(s.port2) as c, Session2(s.port2) as new:
+        started = [c.start("POST", f"/{i}", body=b"abc", length=False)
+                   for i in range(20)]
+        wait_until(lambda: len(source.requests) == 20)
+        s.nginx.reload()
+        s.wait_linked()
+        hold.set()
+        for x in started:
+            c.finish(x)
+        assert c.client.ended()
+        new.client.close()
+        new.client = Client2(s.port2)
+        new.request("GET", "/new")
+        s.wait_for_status(settled(21))
+    assert_captured(s.drain(), [c, new], lanes=True)
+
+
+def test_exact_bytes_of_a_normalised_request(stack2, source):
+    s = stack2()
+    with Client2(s.port2) as c:
+        c.request("POST", "/a?b", [("x-mark", "m"), ("cookie", "a=1"),
+                                   ("cookie", "b=2"), ("te", "trailers"),
+                                   ("accept", "*/*")], b"hello", length=False)
+        s.wait_for_status(settled(1))
+    result = verify_topic(s.drain())
+    result.assert_clean(all_closed=True)
+    x, = result.exchanges
+    assert x.request == (
+        b"POST /a?b HTTP/1.1\r\nhost: source.test\r\nx-mark: m\r\naccept: */*\r\n"
+        b"cookie: a=1; b=2\r\ntransfer-encoding: chunked\r\n\r\n"
+        b"5\r\nhello\r\n0\r\n\r\n")
+
+
+@pytest.fixture
+def grpc_server():
+    """A real gRPC server of untyped bytes: its port."""
+    grpc = pytest.importorskip("grpc")
+
+    def unary(request, context):
+        context.set_trailing_metadata((("x-trailer", "t"),))
+        if request == b"fail":
+            context.abort(grpc.StatusCode.NOT_FOUND, "no")
+        return b"re:" + request
+
+    def lines(request, _):
+        yield from (b"%d" % i for i in range(int(request)))
+
+    def chat(requests, _):
+        for request in requests:
+            yield b"re:" + request
+    handlers = grpc.method_handlers_generic_handler("test.T", {
+        "Unary": grpc.unary_unary_rpc_method_handler(unary),
+        "Lines": grpc.unary_stream_rpc_method_handler(lines),
+        "Chat": grpc.stream_stream_rpc_method_handler(chat)})
+    port = free_port()
+    server = grpc.server(futures.ThreadPoolExecutor(8))
+    server.add_generic_rpc_handlers((handlers,))
+    assert server.add_insecure_port(f"127.0.0.1:{port}") == port
+    server.start()
+    yield port
+    server.stop(None).wait()
+
+
+def test_grpc_calls_are_captured_but_for_early_streams_and_trailers(
+        stack2, source, grpc_server):
+    """Unary calls and streams of answers are exchanges; a stream that is answered
+    before its end is filtered(unread_body). grpc-status is in a trailer, which
+    the record has not, but for an answer that has no message."""
+    import grpc
+    s = stack2(server=f"location /test.T/ {{ grpc_pass 127.0.0.1:{grpc_server}; }}")
+    with grpc.insecure_channel(f"127.0.0.1:{s.port2}") as channel:
+        unary = channel.unary_unary("/test.T/Unary")
+        for i in range(20):
+            assert unary(b"%d" % i * i) == b"re:" + b"%d" % i * i
+        calls = [unary.future(b"c%d" % i) for i in range(20)]
+        assert [c.result() for c in calls] == [b"re:c%d" % i for i in range(20)]
+        with pytest.raises(grpc.RpcError) as error:
+            unary(b"fail")
+        assert error.value.code() == grpc.StatusCode.NOT_FOUND
+        assert len(list(channel.unary_stream("/test.T/Lines")(b"50"))) == 50
+        more = threading.Event()
+
+        def talk():
+            yield b"a"
+            assert more.wait(10)
+            yield b"b"
+        answers = channel.stream_stream("/test.T/Chat")(talk())
+        assert next(answers) == b"re:a"
+        more.set()
+        assert list(answers) == [b"re:b"]
+        status = assert_balanced(s.wait_for_status(settled(43)))
+    assert status["total"]["captured"] == 42
+    assert status["total"]["filtered"]["unread_body"] == 1
+    result = verify_topic(s.drain())
+    result.assert_clean(all_closed=True)
+    assert len(result.exchanges) == 42
+    for x in result.exchanges:
+        request, response = http.parse_request(x.request), http.parse_response(
+            x.response, b"POST")
+        assert request.values(b"content-type") == [b"application/grpc"]
+        assert not request.values(b"te") and response.status == 200
+        if request.start_line.startswith(b"POST /test.T/Unary"):
+            message = request.body[5:]
+            assert len(message) == int.from_bytes(request.body[1:5], "big")
+            if message == b"fail":
+                assert response.values(b"grpc-status") == [b"5"]
+            else:
+                assert response.body[5:] == b"re:" + message
+                assert not response.values(b"grpc-status")
+        else:
+            assert response.body.count(b"\0\0\0\0") == 50

@@ -369,7 +369,10 @@ ngx_http_capture_rules(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
 
     if (r->http_version != NGX_HTTP_VERSION_10
         && r->http_version != NGX_HTTP_VERSION_11
-        && r->http_version != NGX_HTTP_VERSION_20)
+#if (NGX_HTTP_V2)
+        && r->http_version != NGX_HTTP_VERSION_20
+#endif
+       )
     {
         ngx_http_capture_tell_version(r);
         return CAP_UNSUPPORTED;

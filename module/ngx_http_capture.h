@@ -174,7 +174,7 @@ typedef struct {
     ngx_event_t                timer;      /* reconnect, or handshake */
     ngx_msec_t                 backoff;
     uint64_t                   epoch;
-    ngx_uint_t                 complained; /* once a row of failures */
+    ngx_err_t                  complained; /* of it, in this row of failures */
 
     struct sockaddr_un         addr;       /* of the sidecar */
     size_t                     buffer;

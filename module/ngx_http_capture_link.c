@@ -146,6 +146,7 @@ ngx_http_capture_link_connect(ngx_http_capture_worker_t *w)
 static ngx_int_t
 ngx_http_capture_link_open(ngx_http_capture_worker_t *w)
 {
+    ngx_err_t          err;
     ngx_socket_t       s;
     ngx_connection_t  *c;
 
@@ -160,12 +161,14 @@ ngx_http_capture_link_open(ngx_http_capture_worker_t *w)
     if (connect(s, (struct sockaddr *) &w->addr, sizeof(struct sockaddr_un))
         == -1)
     {
-        if (!w->complained) {
-            ngx_log_error(NGX_LOG_WARN, w->log, ngx_socket_errno,
+        err = ngx_socket_errno;
+
+        if (err != w->complained) {
+            ngx_log_error(NGX_LOG_WARN, w->log, err,
                           "connect() to capture_sidecar unix:%s failed, "
                           "exchanges are not captured until it is there",
                           w->addr.sun_path);
-            w->complained = 1;
+            w->complained = err;
         }
 
         (void) ngx_close_socket(s);
@@ -446,7 +449,7 @@ ngx_http_capture_link_drop(ngx_http_capture_worker_t *w)
 static void
 ngx_http_capture_link_fold(ngx_http_capture_worker_t *w)
 {
-    uint64_t     told, handed;
+    uint64_t     told, handed, nobody;
     ngx_uint_t   i, reason;
     cap_header  *h;
 
@@ -454,6 +457,24 @@ ngx_http_capture_link_fold(ngx_http_capture_worker_t *w)
     atomic_load_explicit(&h->cell, memory_order_relaxed)
 
     h = (cap_header *) w->pool->base;
+
+    /*
+     * A sidecar that hung may find the offer later: either it has taken the
+     * pool over by now, or it never will.
+     */
+
+    nobody = 0;
+    reason = CAP_LINK_LOST;
+
+    if (!w->linked
+        && atomic_compare_exchange_strong_explicit(&h->owner_generation,
+                                                   &nobody,
+                                                   CAP_POOL_WITHDRAWN,
+                                                   memory_order_acq_rel,
+                                                   memory_order_relaxed))
+    {
+        reason = CAP_UNLINKED;
+    }
 
     handed = ngx_http_capture_load(worker.handed);
     told = ngx_http_capture_load(sidecar.captured);
@@ -469,7 +490,6 @@ ngx_http_capture_link_fold(ngx_http_capture_worker_t *w)
     }
 
     if (handed > told) {
-        reason = w->linked ? CAP_LINK_LOST : CAP_UNLINKED;
         w->reason[reason] += handed - told;
         ngx_log_error(NGX_LOG_WARN, w->log, 0,
                       "%uL exchanges were not reported by the sidecar, "

@@ -456,23 +456,24 @@ static void unknown_key(reader *r, const char *name) {
     const char *nearest = config_nearest(name, names, NKEYS + 1);
     if (nearest != NULL)
         mistake(r, "unknown key \"%s\": did you mean \"%s\"?", name, nearest);
-    else
-        mistake(r, "unknown key \"%s\": --help-config lists all keys", name);
+    else /* not the name: it may be a secret's line, or not be text */
+        mistake(r, "unknown key: --help-config lists all keys");
 }
 
 static void read_pair(reader *r, const char *name, char *value) {
     complaint why;
+    bool kafka = strncmp(name, "kafka.", 6) == 0;
+    const key *k = find_key(name);
+    if (k == NULL && !kafka) {
+        unknown_key(r, name);
+        return;
+    }
     if (*value == '\0') {
         mistake(r, "%s has no value: give one or leave the line out", name);
         return;
     }
-    if (strncmp(name, "kafka.", 6) == 0) {
+    if (kafka) {
         read_kafka(r, name + 6, value);
-        return;
-    }
-    const key *k = find_key(name);
-    if (k == NULL) {
-        unknown_key(r, name);
         return;
     }
     int *seen = &r->seen[k - keys];

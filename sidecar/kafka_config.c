@@ -60,6 +60,9 @@ static const fixed fixed_properties[] = {
 static const char *const defaults[][2] = {
     {"client.id", "HttpCaptureProxyProducer"}, /* the Java proxy's */
     {"reconnect.backoff.max.ms", "2000"},
+    /* with them, a question to a broker that is down makes librdkafka 2.14
+       connect to it thousands of times a second, without any backoff */
+    {"enable.sparse.connections", "false"},
     {"socket.keepalive.enable", "true"},
     {"socket.connection.setup.timeout.ms", "10000"},
     {"log.connection.close", "false"},
@@ -113,8 +116,10 @@ static void unknown_property(checker *ch, const config_property *p) {
     const char **names = calloc(n / 2 + 1, sizeof(*names));
     for (size_t i = 0; names != NULL && i < n / 2; i++)
         names[i] = dump[2 * i];
+    if (names != NULL)
+        names[n / 2] = "bootstrap.servers"; /* an alias: not in the dump */
     const char *near =
-        names != NULL ? config_nearest(p->name, names, n / 2) : NULL;
+        names != NULL ? config_nearest(p->name, names, n / 2 + 1) : NULL;
     fprintf(ch->err,
             "%s:%d: kafka.%s: librdkafka %s has no such property%s%s%s\n",
             ch->c->file != NULL ? ch->c->file : "-", p->line, p->name,

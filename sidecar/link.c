@@ -219,6 +219,14 @@ static void send_message(const peer *p, const cap_message *m) {
     (void)send(p->sock.fd, m, sizeof(*m), MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
+/* A message that is left unread would turn the end into a reset, and the peer
+   would not see why. */
+static void pass_over(const peer *p) {
+    char byte;
+
+    (void)recv(p->sock.fd, &byte, 1, MSG_DONTWAIT | MSG_TRUNC);
+}
+
 static void refuse(peer *p, enum cap_refusal code, const char *why) {
     cap_message m = {.magic = CAP_HELLO_MAGIC,
                      .kind = CAP_REFUSE,
@@ -231,6 +239,7 @@ static void refuse(peer *p, enum cap_refusal code, const char *why) {
                 (int)p->pid, why);
     metrics_cell[METRIC_LINKS_REFUSED]++;
     if (code != 0) {
+        pass_over(p);
         send_message(p, &m);
     }
     free_peer(p);
@@ -356,11 +365,15 @@ static void welcome(peer *p, uint32_t pid) {
                      .kind = CAP_WELCOME,
                      .version = CAP_WIRE_VERSION};
 
+    m.generation = pool_own(p->pool);
+    if (m.generation == 0) {
+        refuse(p, 0, "the worker has given this pool up already");
+        return;
+    }
     loop_timer_cancel(ls->loop, &p->hello);
     p->state = LINKED;
     p->pid = (pid_t)pid;
     p->read_ns = loop_now_ns(ls->loop);
-    m.generation = pool_own(p->pool);
     metrics_cell[METRIC_LINKS]++;
     metrics_cell[METRIC_LINKS_TOTAL]++;
     log_info("worker %d (uid %u) linked: %u blocks of %u KiB, %u connections",

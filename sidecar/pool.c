@@ -120,8 +120,17 @@ void pool_free(pool *p) {
 }
 
 uint64_t pool_own(pool *p) {
-    p->owner = 1 + atomic_fetch_add_explicit(&p->header->owner_generation, 1,
-                                             memory_order_acq_rel);
+    uint64_t was = atomic_load_explicit(&p->header->owner_generation,
+                                        memory_order_relaxed);
+
+    do {
+        if (was == CAP_POOL_WITHDRAWN) {
+            return 0;
+        }
+    } while (!atomic_compare_exchange_weak_explicit(
+        &p->header->owner_generation, &was, was + 1, memory_order_acq_rel,
+        memory_order_relaxed));
+    p->owner = was + 1;
     return p->owner;
 }
 

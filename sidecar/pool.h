@@ -110,7 +110,8 @@ pool *pool_open(int fd, uint64_t limit, const char **why);
 /* Unmaps; every frame_ref of it becomes invalid. */
 void pool_free(pool *p);
 
-/* Takes ownership: raises the owner's generation by one and returns it. */
+/* Takes ownership: raises the owner's generation by one and returns it; 0 where
+   the worker has withdrawn the pool. */
 uint64_t pool_own(pool *p);
 
 /* Whether it is still ours; once it is not, it never is again. */

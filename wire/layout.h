@@ -41,6 +41,10 @@
 #define CAP_ID_SIZE 52u      /* connectionId, not terminated */
 #define CAP_NODE_ID_SIZE 36u /* a UUID's text */
 
+/* The worker took back a pool that nobody had taken over yet: what is in it has
+   been counted, and a sidecar that finds it late leaves it alone. */
+#define CAP_POOL_WITHDRAWN UINT64_MAX
+
 typedef struct {
     uint32_t nblocks;
     uint32_t nslots;
@@ -79,7 +83,7 @@ typedef struct {
     _Atomic uint32_t return_tail;
     _Atomic uint32_t reader_state;
     /* raised by each new owner; an older one must not produce or return */
-    _Atomic uint64_t owner_generation;
+    _Atomic uint64_t owner_generation; /* or CAP_POOL_WITHDRAWN */
 
     _Alignas(64) cap_worker_counters worker;
     _Alignas(64) cap_sidecar_counters sidecar;

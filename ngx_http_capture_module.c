@@ -13,6 +13,8 @@
 #define NGX_HTTP_CAPTURE_BUFFER_DEFAULT  (64 * 1024 * 1024)
 #define NGX_HTTP_CAPTURE_BUFFER_MIN      (1024 * 1024)
 
+#define NGX_HTTP_CAPTURE_WAIT_TIMEOUT_DEFAULT  10000
+
 
 static ngx_int_t ngx_http_capture_attach(ngx_conf_t *cf);
 static ngx_int_t ngx_http_capture_add_handler(ngx_conf_t *cf,
@@ -50,9 +52,9 @@ static char *ngx_http_capture_set_buffer(ngx_conf_t *cf, void *post,
     void *data);
 static char *ngx_http_capture_set_wait(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+static char *ngx_http_capture_set_timeout(ngx_conf_t *cf, void *post,
+    void *data);
 static char *ngx_http_capture_set_include(ngx_conf_t *cf, ngx_command_t *cmd,
-    void *conf);
-static char *ngx_http_capture_not_built(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_capture_set_status(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
@@ -61,10 +63,20 @@ static char *ngx_http_capture_set_status(ngx_conf_t *cf, ngx_command_t *cmd,
 static ngx_conf_post_t  ngx_http_capture_buffer_post =
     { ngx_http_capture_set_buffer };
 
+static ngx_conf_post_t  ngx_http_capture_timeout_post =
+    { ngx_http_capture_set_timeout };
+
 
 static ngx_conf_bitmask_t  ngx_http_capture_includes[] = {
     { ngx_string("off"), NGX_HTTP_CAPTURE_INCLUDE_OFF },
     { ngx_string("unreplayable"), NGX_HTTP_CAPTURE_INCLUDE_UNREPLAYABLE },
+    { ngx_null_string, 0 }
+};
+
+
+static ngx_conf_enum_t  ngx_http_capture_on_failures[] = {
+    { ngx_string("forward"), NGX_HTTP_CAPTURE_FORWARD },
+    { ngx_string("refuse"), NGX_HTTP_CAPTURE_REFUSE },
     { ngx_null_string, 0 }
 };
 
@@ -111,22 +123,22 @@ static ngx_command_t  ngx_http_capture_commands[] = {
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
       ngx_http_capture_set_wait,
       NGX_HTTP_LOC_CONF_OFFSET,
-      0,
+      offsetof(ngx_http_capture_loc_conf_t, wait_for),
       NULL },
 
     { ngx_string("capture_wait_timeout"),
-      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_ANY,
-      ngx_http_capture_not_built,
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_msec_slot,
       NGX_HTTP_LOC_CONF_OFFSET,
-      0,
-      NULL },
+      offsetof(ngx_http_capture_loc_conf_t, wait_timeout),
+      &ngx_http_capture_timeout_post },
 
     { ngx_string("capture_on_failure"),
-      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_ANY,
-      ngx_http_capture_not_built,
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_enum_slot,
       NGX_HTTP_LOC_CONF_OFFSET,
-      0,
-      NULL },
+      offsetof(ngx_http_capture_loc_conf_t, on_failure),
+      &ngx_http_capture_on_failures },
 
     { ngx_string("capture_status"),
       NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
@@ -253,7 +265,8 @@ static ngx_int_t
 ngx_http_capture_request_body_filter(ngx_http_request_t *r, ngx_chain_t *in)
 {
     if (ngx_http_capture_worker) {
-        (void) ngx_http_capture_body_in(r, in);
+        return ngx_http_capture_body_in(r, in,
+                                        ngx_http_next_request_body_filter);
     }
 
     return ngx_http_next_request_body_filter(r, in);
@@ -381,7 +394,7 @@ ngx_http_capture_result_variable(ngx_http_request_t *r,
         break;
 
     case ngx_http_capture_ended:
-        if (ngx_http_capture_acked(ctx)) {
+        if (ngx_http_capture_acked(ctx, ctx->end_seq) == NGX_OK) {
             v->len = sizeof("captured") - 1;
             v->data = (u_char *) "captured";
             return NGX_OK;
@@ -408,19 +421,35 @@ ngx_http_capture_result_variable(ngx_http_request_t *r,
 }
 
 
-/* Nothing waits yet (capture_wait off): 0 for all that is captured. */
+/* Seconds; while a request is held, until now; 0.000 if it never was. */
 
 static ngx_int_t
 ngx_http_capture_wait_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
 {
-    if (ngx_http_capture_get_ctx(r->main) == NULL) {
+    ngx_msec_t               ms;
+    ngx_http_capture_ctx_t  *ctx;
+
+    ctx = ngx_http_capture_get_ctx(r->main);
+
+    if (ctx == NULL) {
         v->not_found = 1;
         return NGX_OK;
     }
 
-    v->len = sizeof("0.000") - 1;
-    v->data = (u_char *) "0.000";
+    ms = 0;
+
+    if (ctx->wait) {
+        ms = (ctx->wait->state == ngx_http_capture_wait_held)
+             ? ngx_current_msec - ctx->wait->begun : ctx->wait->waited;
+    }
+
+    v->data = ngx_pnalloc(r->pool, NGX_TIME_T_LEN + 4);
+    if (v->data == NULL) {
+        return NGX_ERROR;
+    }
+
+    v->len = ngx_sprintf(v->data, "%M.%03M", ms / 1000, ms % 1000) - v->data;
     v->valid = 1;
     v->no_cacheable = 0;
     v->not_found = 0;
@@ -531,11 +560,15 @@ ngx_http_capture_create_loc_conf(ngx_conf_t *cf)
      *
      *     clcf->variable = NULL;
      *     clcf->include = 0;
+     *     clcf->wait_for = NULL;
      *     clcf->told = 0;
      */
 
     clcf->enable = NGX_CONF_UNSET;
     clcf->bypass = NGX_CONF_UNSET_PTR;
+    clcf->wait = NGX_CONF_UNSET;
+    clcf->wait_timeout = NGX_CONF_UNSET_MSEC;
+    clcf->on_failure = NGX_CONF_UNSET_UINT;
 
     return clcf;
 }
@@ -553,6 +586,16 @@ ngx_http_capture_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 
     ngx_conf_merge_value(conf->enable, prev->enable, 0);
     ngx_conf_merge_ptr_value(conf->bypass, prev->bypass, NULL);
+
+    if (conf->wait == NGX_CONF_UNSET) {
+        conf->wait_for = prev->wait_for;
+    }
+
+    ngx_conf_merge_value(conf->wait, prev->wait, 1);
+    ngx_conf_merge_msec_value(conf->wait_timeout, prev->wait_timeout,
+                              NGX_HTTP_CAPTURE_WAIT_TIMEOUT_DEFAULT);
+    ngx_conf_merge_uint_value(conf->on_failure, prev->on_failure,
+                              NGX_HTTP_CAPTURE_FORWARD);
     ngx_conf_merge_bitmask_value(conf->include, prev->include,
                               (NGX_CONF_BITMASK_SET
                                |NGX_HTTP_CAPTURE_INCLUDE_OFF));
@@ -694,21 +737,62 @@ ngx_http_capture_set_buffer(ngx_conf_t *cf, void *post, void *data)
 }
 
 
+/* capture_wait off | mutating | $variable ... */
+
 static char *
 ngx_http_capture_set_wait(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
-    ngx_str_t  *value;
+    ngx_http_capture_loc_conf_t *clcf = conf;
+
+    ngx_str_t   *value;
+    ngx_uint_t   i;
+
+    if (clcf->wait != NGX_CONF_UNSET) {
+        return "is duplicate";
+    }
 
     value = cf->args->elts;
 
     if (cf->args->nelts == 2 && ngx_strcmp(value[1].data, "off") == 0) {
+        clcf->wait = 0;
         return NGX_CONF_OK;
     }
 
-    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                       "\"capture_wait\" takes only \"off\": waiting for "
-                       "durability is not built yet");
-    return NGX_CONF_ERROR;
+    clcf->wait = 1;
+
+    if (cf->args->nelts == 2 && ngx_strcmp(value[1].data, "mutating") == 0) {
+        return NGX_CONF_OK;
+    }
+
+    for (i = 1; i < cf->args->nelts; i++) {
+        if (ngx_http_script_variables_count(&value[i]) == 0) {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "invalid value \"%V\" in \"capture_wait\" "
+                               "directive, it must be \"off\", \"mutating\" "
+                               "or variables", &value[i]);
+            return NGX_CONF_ERROR;
+        }
+    }
+
+    clcf->wait_for = NGX_CONF_UNSET_PTR;
+
+    return ngx_http_set_predicate_slot(cf, cmd, conf);
+}
+
+
+static char *
+ngx_http_capture_set_timeout(ngx_conf_t *cf, void *post, void *data)
+{
+    ngx_msec_t *time = data;
+
+    if (*time == 0) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"capture_wait_timeout\" must be more than 0; "
+                           "\"capture_wait off\" lets nothing wait");
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
 }
 
 
@@ -730,16 +814,6 @@ ngx_http_capture_set_include(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     }
 
     return ngx_conf_set_bitmask_slot(cf, cmd, conf);
-}
-
-
-static char *
-ngx_http_capture_not_built(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
-{
-    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                       "\"%V\" belongs to waiting, which is not built yet",
-                       &cmd->name);
-    return NGX_CONF_ERROR;
 }
 
 

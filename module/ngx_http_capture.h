@@ -7,6 +7,7 @@
  *   request.c     head snapshot, decision, body
  *   response.c    head as NGINX would send it, body
  *   exchange.c    both as frames: READ EOM WRITE END, DROP, ABANDON
+ *   wait.c        the request's end held until it is durable
  *   connection.c  connectionIds: slots, timestamps, CLOSE
  *   pool.c        frames into blocks of shared memory; publishing
  *   link.c        the Unix socket to the sidecar
@@ -39,8 +40,13 @@
 #define NGX_HTTP_CAPTURE_INCLUDE_OFF            0x0001
 #define NGX_HTTP_CAPTURE_INCLUDE_UNREPLAYABLE   0x0002
 
+/* values of capture_on_failure */
+#define NGX_HTTP_CAPTURE_FORWARD                0
+#define NGX_HTTP_CAPTURE_REFUSE                 1
+
 
 typedef struct ngx_http_capture_conn_s  ngx_http_capture_conn_t;
+typedef struct ngx_http_capture_ctx_s   ngx_http_capture_ctx_t;
 
 
 typedef struct {
@@ -61,6 +67,10 @@ typedef struct {
     ngx_http_complex_value_t  *variable;  /* decides where enable is on */
     ngx_array_t               *bypass;
     ngx_uint_t                 include;
+    ngx_flag_t                 wait;       /* what changes something */
+    ngx_array_t               *wait_for;   /* or: any of these variables */
+    ngx_msec_t                 wait_timeout;
+    ngx_uint_t                 on_failure;
     ngx_uint_t                 told;       /* of proxy_ignore_client_abort */
 } ngx_http_capture_loc_conf_t;
 
@@ -76,6 +86,7 @@ typedef struct {
     cap_geometry               geo;
     int                        fd;         /* memfd */
     int                        doorbell;   /* our end of a socket pair */
+    ngx_connection_t          *bell;       /* that end, once it is watched */
     int                        bell_offer; /* the sidecar's, until sent */
 
     cap_block                 *block;      /* in work; NULL: none */
@@ -110,6 +121,7 @@ typedef struct {
 
     ngx_event_t                publish;    /* at the turn's end; link.c */
     unsigned                   dirty:1;    /* written since published */
+    unsigned                   urgent:1;   /* a client waits for it */
     unsigned                   broken:1;   /* the sidecar broke the rules */
 } ngx_http_capture_pool_t;
 
@@ -137,11 +149,44 @@ typedef enum {
 } ngx_http_capture_state_e;
 
 
-/* One of each main request that a location may capture. */
+typedef enum {
+    ngx_http_capture_wait_none = 0,
+    ngx_http_capture_wait_held,
+    ngx_http_capture_wait_acked,   /* durable */
+    ngx_http_capture_wait_timedout,
+    ngx_http_capture_wait_lost,    /* it will never be durable */
+    ngx_http_capture_wait_left,    /* the request has gone */
+    ngx_http_capture_wait_skipped  /* too many timeouts before it */
+} ngx_http_capture_wait_e;
+
+
+/* Of a request that waits: wait.c. */
 
 typedef struct {
+    ngx_queue_t                queue;      /* the worker's waiters */
+    ngx_event_t                timer;
+    ngx_event_t                guard;
+    ngx_http_capture_ctx_t    *ctx;
+    ngx_chain_t               *kept;       /* of the body, not passed on */
+    ngx_http_event_handler_pt  read_handler;
+    uint64_t                   seq;        /* the frame that is waited for */
+    ngx_msec_t                 timeout;
+    ngx_msec_t                 begun;
+    ngx_msec_t                 waited;
+
+    unsigned                   state:4;    /* ngx_http_capture_wait_e */
+    unsigned                   refuse:1;   /* capture_on_failure */
+    unsigned                   refused:1;
+    unsigned                   departed:1; /* its client, unnoticed by NGINX */
+} ngx_http_capture_wait_t;
+
+
+/* One of each main request that a location may capture. */
+
+struct ngx_http_capture_ctx_s {
     ngx_http_request_t        *request;
     ngx_http_capture_conn_t   *conn;
+    ngx_http_capture_wait_t   *wait;       /* or NULL: it does not */
 
     u_char                    *head;       /* as the client sent it */
     size_t                     head_len;
@@ -162,7 +207,7 @@ typedef struct {
     unsigned                   eom_sent:1;
     unsigned                   response_begun:1;
     unsigned                   response_chunked:1;
-} ngx_http_capture_ctx_t;
+};
 
 
 /* A worker's state; lives as long as the process. */
@@ -181,11 +226,16 @@ typedef struct {
     ngx_uint_t                 nslots;
     ngx_log_t                 *log;
 
+    ngx_queue_t                waiters;
+    ngx_uint_t                 wait_failures; /* in a row */
+    ngx_http_capture_wait_t   *probe;      /* waits in spite of those */
+
     /* without a pool, and of pools that have gone */
     uint64_t                   seen;
     uint64_t                   captured;
     uint64_t                   truncated;
     uint64_t                   reason[CAP_REASON_CELLS];
+    uint64_t                   wait[CAP_WAIT_CELLS];
 } ngx_http_capture_worker_t;
 
 
@@ -205,7 +255,8 @@ extern ngx_http_capture_worker_t  *ngx_http_capture_worker;
 
 ngx_int_t ngx_http_capture_post_read_handler(ngx_http_request_t *r);
 ngx_int_t ngx_http_capture_precontent_handler(ngx_http_request_t *r);
-ngx_int_t ngx_http_capture_body_in(ngx_http_request_t *r, ngx_chain_t *in);
+ngx_int_t ngx_http_capture_body_in(ngx_http_request_t *r, ngx_chain_t *in,
+    ngx_http_request_body_filter_pt next);
 ngx_http_capture_ctx_t *ngx_http_capture_find_ctx(ngx_http_request_t *r);
 ngx_http_capture_ctx_t *ngx_http_capture_create_ctx(ngx_http_request_t *r);
 void ngx_http_capture_decide(ngx_http_request_t *r,
@@ -220,10 +271,25 @@ void ngx_http_capture_data(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
     u_char *data, size_t len);
 void ngx_http_capture_chain(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
     ngx_chain_t *in, ngx_uint_t chunked);
-void ngx_http_capture_eom(ngx_http_capture_ctx_t *ctx);
+void ngx_http_capture_eom(ngx_http_capture_ctx_t *ctx, ngx_uint_t flags);
+void ngx_http_capture_hold(ngx_http_capture_ctx_t *ctx);
 void ngx_http_capture_finish(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
     ngx_uint_t code);
-ngx_uint_t ngx_http_capture_acked(ngx_http_capture_ctx_t *ctx);
+ngx_int_t ngx_http_capture_acked(ngx_http_capture_ctx_t *ctx, uint64_t seq);
+
+/* wait.c */
+
+ngx_int_t ngx_http_capture_wait_decide(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_http_capture_loc_conf_t *clcf);
+void ngx_http_capture_wait_begin(ngx_http_capture_ctx_t *ctx);
+ngx_int_t ngx_http_capture_wait_phase(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx);
+ngx_int_t ngx_http_capture_wait_body(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_chain_t *in,
+    ngx_http_request_body_filter_pt next);
+void ngx_http_capture_wait_wake(ngx_http_capture_worker_t *w);
+void ngx_http_capture_wait_forget(ngx_http_capture_wait_t *wait);
+void ngx_http_capture_wait_bell_handler(ngx_event_t *rev);
 
 /* response.c */
 
@@ -275,6 +341,7 @@ void ngx_http_capture_status_init(ngx_cycle_t *cycle);
 void ngx_http_capture_status_exit(ngx_cycle_t *cycle);
 void ngx_http_capture_count(ngx_uint_t reason);
 void ngx_http_capture_count_seen(void);
+void ngx_http_capture_count_wait(ngx_uint_t cell, uint64_t n);
 
 
 /*

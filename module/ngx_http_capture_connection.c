@@ -20,7 +20,7 @@
 
 #define NGX_HTTP_CAPTURE_KEEP_CONN      CAP_FRAME_SPACE(0)
 #define NGX_HTTP_CAPTURE_KEEP_EXCHANGE                                        \
-    (CAP_FRAME_SPACE(sizeof(cap_eom)) + CAP_FRAME_SPACE(0))
+    (CAP_FRAME_SPACE(sizeof(cap_eom)) + 2 * CAP_FRAME_SPACE(0))
 
 
 static void ngx_http_capture_conn_cleanup(void *data);

@@ -17,6 +17,7 @@ static cap_frame *ngx_http_capture_frame(ngx_http_capture_pool_t *pool,
     ngx_http_capture_ctx_t *ctx, ngx_uint_t type);
 static void ngx_http_capture_exchange_lost(ngx_http_capture_ctx_t *ctx,
     ngx_uint_t reason);
+static void ngx_http_capture_no_room(ngx_http_capture_ctx_t *ctx);
 static void ngx_http_capture_chunk_size(ngx_http_capture_ctx_t *ctx,
     ngx_uint_t type, uint64_t size);
 
@@ -71,7 +72,7 @@ ngx_http_capture_begin(ngx_http_capture_ctx_t *ctx)
     if (ngx_http_capture_pool_data(pool, f, ctx->head, ctx->head_len)
         != NGX_OK)
     {
-        ngx_http_capture_finish(ctx, CAP_FRAME_ABANDON, CAP_POOL_FULL);
+        ngx_http_capture_no_room(ctx);
     }
 }
 
@@ -93,8 +94,7 @@ ngx_http_capture_data(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
     f = ngx_http_capture_frame(pool, ctx, type);
 
     if (ngx_http_capture_pool_data(pool, f, data, len) != NGX_OK) {
-        ngx_http_capture_finish(ctx, CAP_FRAME_ABANDON,
-                                ctx->eom_sent ? CAP_RESPONSE : CAP_POOL_FULL);
+        ngx_http_capture_no_room(ctx);
         return;
     }
 
@@ -154,7 +154,7 @@ ngx_http_capture_chain(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
 /* The request is complete, and NGINX is committed to forward it. */
 
 void
-ngx_http_capture_eom(ngx_http_capture_ctx_t *ctx)
+ngx_http_capture_eom(ngx_http_capture_ctx_t *ctx, ngx_uint_t flags)
 {
     cap_frame                *f;
     ngx_http_capture_pool_t  *pool;
@@ -167,9 +167,26 @@ ngx_http_capture_eom(ngx_http_capture_ctx_t *ctx)
 
     f = ngx_http_capture_frame(pool, ctx, CAP_FRAME_EOM);
     f->size = sizeof(cap_eom);
+    f->flags = flags;
 
     if (ngx_http_capture_pool_control(pool, f, &ctx->eom) == NGX_OK) {
         ctx->eom_sent = 1;
+    }
+}
+
+
+/* The request is complete, but NGINX may still not forward it. */
+
+void
+ngx_http_capture_hold(ngx_http_capture_ctx_t *ctx)
+{
+    ngx_http_capture_pool_t  *pool;
+
+    pool = ngx_http_capture_exchange_pool(ctx);
+
+    if (pool) {
+        (void) ngx_http_capture_pool_control(pool,
+                       ngx_http_capture_frame(pool, ctx, CAP_FRAME_HOLD), NULL);
     }
 }
 
@@ -229,10 +246,13 @@ ngx_http_capture_finish(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
 }
 
 
-/* Whether the sidecar has said that all of an ended exchange is durable. */
+/*
+ * Whether the sidecar has said that all up to `seq` is durable: NGX_OK,
+ * NGX_AGAIN, or NGX_DECLINED where it never will.
+ */
 
-ngx_uint_t
-ngx_http_capture_acked(ngx_http_capture_ctx_t *ctx)
+ngx_int_t
+ngx_http_capture_acked(ngx_http_capture_ctx_t *ctx, uint64_t seq)
 {
     uint64_t                  acked;
     cap_slot                 *slot;
@@ -243,13 +263,13 @@ ngx_http_capture_acked(ngx_http_capture_ctx_t *ctx)
     if (pool == NULL || ctx->epoch != pool->epoch
         || pool->slot_gen[ctx->frame.slot] != ctx->frame.slot_generation)
     {
-        return 0;
+        return NGX_DECLINED;
     }
 
     slot = cap_slot_at(pool->base, &pool->geo, ctx->frame.slot);
     acked = atomic_load_explicit(&slot->acked_seq, memory_order_acquire);
 
-    return acked >= ctx->end_seq;
+    return (acked >= seq) ? NGX_OK : NGX_AGAIN;
 }
 
 
@@ -300,13 +320,38 @@ ngx_http_capture_frame(ngx_http_capture_pool_t *pool,
 }
 
 
+/* Before it has begun: nothing of it will be in the topic. */
+
 static void
 ngx_http_capture_exchange_lost(ngx_http_capture_ctx_t *ctx, ngx_uint_t reason)
 {
     ctx->state = ngx_http_capture_lost;
+
+    if (ctx->wait && ctx->wait->refuse) {
+        ctx->wait->refused = 1;
+        ctx->state = ngx_http_capture_filtered;
+        reason = CAP_REFUSED;
+    }
+
     ctx->reason = reason;
 
     ngx_http_capture_count(reason);
+}
+
+
+/* For data, in the middle of it. */
+
+static void
+ngx_http_capture_no_room(ngx_http_capture_ctx_t *ctx)
+{
+    if (ctx->wait && ctx->wait->refuse && !ctx->eom_sent) {
+        ctx->wait->refused = 1;
+        ngx_http_capture_finish(ctx, CAP_FRAME_DROP, CAP_REFUSED);
+        return;
+    }
+
+    ngx_http_capture_finish(ctx, CAP_FRAME_ABANDON,
+                            ctx->eom_sent ? CAP_RESPONSE : CAP_POOL_FULL);
 }
 
 

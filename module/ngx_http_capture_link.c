@@ -27,6 +27,7 @@
 static void ngx_http_capture_link_connect(ngx_http_capture_worker_t *w);
 static ngx_int_t ngx_http_capture_link_open(ngx_http_capture_worker_t *w);
 static ngx_int_t ngx_http_capture_link_hello(ngx_http_capture_worker_t *w);
+static ngx_int_t ngx_http_capture_link_bell(ngx_http_capture_worker_t *w);
 static void ngx_http_capture_link_timer_handler(ngx_event_t *ev);
 static void ngx_http_capture_link_read_handler(ngx_event_t *rev);
 static void ngx_http_capture_link_empty_handler(ngx_event_t *wev);
@@ -81,6 +82,8 @@ ngx_http_capture_link_init(ngx_cycle_t *cycle)
     w->timer.data = w;
     w->timer.log = w->log;
     w->timer.cancelable = 1;
+
+    ngx_queue_init(&w->waiters);
 
     ngx_http_capture_worker = w;
 
@@ -260,7 +263,33 @@ ngx_http_capture_link_hello(ngx_http_capture_worker_t *w)
 
     w->pool = pool;
 
-    return NGX_OK;
+    return ngx_http_capture_link_bell(w);
+}
+
+
+/* The doorbell rings here, too: for clients that wait. */
+
+static ngx_int_t
+ngx_http_capture_link_bell(ngx_http_capture_worker_t *w)
+{
+    ngx_connection_t  *c;
+
+    c = ngx_get_connection(w->pool->doorbell, w->log);
+
+    if (c == NULL) {
+        return NGX_ERROR;
+    }
+
+    c->data = w;
+    c->read->handler = ngx_http_capture_wait_bell_handler;
+    c->write->handler = ngx_http_capture_link_empty_handler;
+    c->read->log = w->log;
+    c->write->log = w->log;
+    c->log = w->log;
+
+    w->pool->bell = c;
+
+    return ngx_handle_read_event(c->read, 0);
 }
 
 
@@ -435,6 +464,8 @@ ngx_http_capture_link_drop(ngx_http_capture_worker_t *w)
         ngx_http_capture_pool_destroy(w->pool);
         w->pool = NULL;
         w->linked = 0;
+
+        ngx_http_capture_wait_wake(w);
     }
 
     ngx_http_capture_link_retry(w);
@@ -482,6 +513,10 @@ ngx_http_capture_link_fold(ngx_http_capture_worker_t *w)
     w->seen += ngx_http_capture_load(worker.seen);
     w->captured += told;
     w->truncated += ngx_http_capture_load(sidecar.truncated);
+
+    for (i = 0; i < CAP_WAIT_CELLS; i++) {
+        w->wait[i] += ngx_http_capture_load(worker.wait[i]);
+    }
 
     for (i = 0; i < CAP_REASON_CELLS; i++) {
         w->reason[i] += ngx_http_capture_load(worker.reason[i])

@@ -252,7 +252,10 @@ ngx_http_capture_pool_destroy(ngx_http_capture_pool_t *pool)
         (void) close(pool->fd);
     }
 
-    if (pool->doorbell != -1) {
+    if (pool->bell) {
+        ngx_close_connection(pool->bell);
+
+    } else if (pool->doorbell != -1) {
         (void) close(pool->doorbell);
     }
 
@@ -590,11 +593,13 @@ ngx_http_capture_pool_ring(ngx_http_capture_pool_t *pool)
     state = atomic_load_explicit(&h->reader_state, memory_order_relaxed);
 
     if (state == CAP_READER_AWAKE
-        || (state == CAP_READER_NAPPING
+        || (state == CAP_READER_NAPPING && !pool->urgent
             && pool->nfree > pool->geo.nblocks / 2))
     {
         return;
     }
+
+    pool->urgent = 0;
 
     atomic_store_explicit(&h->reader_state, CAP_READER_AWAKE,
                           memory_order_relaxed);

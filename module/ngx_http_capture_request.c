@@ -29,6 +29,8 @@ static ngx_uint_t ngx_http_capture_is_expect(ngx_table_elt_t *h);
 static ngx_int_t ngx_http_capture_rules(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_http_capture_loc_conf_t *clcf);
 static void ngx_http_capture_tell_version(ngx_http_request_t *r);
+static void ngx_http_capture_body_record(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_chain_t *in);
 static void ngx_http_capture_request_end(ngx_http_capture_ctx_t *ctx);
 static void ngx_http_capture_cleanup(void *data);
 
@@ -114,6 +116,10 @@ ngx_http_capture_precontent_handler(ngx_http_request_t *r)
 
         if (ctx) {
             ngx_http_capture_decide(r, ctx);
+
+            if (ctx->wait && (!ctx->has_body || ctx->wait->refused)) {
+                return ngx_http_capture_wait_phase(r, ctx);
+            }
         }
     }
 
@@ -325,6 +331,10 @@ ngx_http_capture_decide(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
 
     reason = ngx_http_capture_rules(r, ctx, clcf);
 
+    if (reason == CAP_NONE) {
+        reason = ngx_http_capture_wait_decide(r, ctx, clcf);
+    }
+
     if (reason != CAP_NONE) {
         ctx->state = ngx_http_capture_filtered;
         ctx->reason = reason;
@@ -446,23 +456,37 @@ ngx_http_capture_decide_refused(ngx_http_request_t *r,
  */
 
 ngx_int_t
-ngx_http_capture_body_in(ngx_http_request_t *r, ngx_chain_t *in)
+ngx_http_capture_body_in(ngx_http_request_t *r, ngx_chain_t *in,
+    ngx_http_request_body_filter_pt next)
 {
-    ngx_uint_t               last;
-    ngx_chain_t             *cl;
     ngx_http_capture_ctx_t  *ctx;
 
     ctx = (r == r->main) ? ngx_http_capture_get_ctx(r) : NULL;
 
     if (ctx == NULL) {
-        return NGX_OK;
+        return next(r, in);
     }
 
     ngx_http_capture_decide(r, ctx);
 
-    if (ctx->state != ngx_http_capture_open || ctx->request_done) {
-        return NGX_OK;
+    if (ctx->state == ngx_http_capture_open && !ctx->request_done) {
+        ngx_http_capture_body_record(r, ctx, in);
     }
+
+    if (ctx->wait) {
+        return ngx_http_capture_wait_body(r, ctx, in, next);
+    }
+
+    return next(r, in);
+}
+
+
+static void
+ngx_http_capture_body_record(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_chain_t *in)
+{
+    ngx_uint_t    last;
+    ngx_chain_t  *cl;
 
     ngx_http_capture_chain(ctx, CAP_FRAME_READ, in, ctx->chunked);
 
@@ -480,8 +504,6 @@ ngx_http_capture_body_in(ngx_http_request_t *r, ngx_chain_t *in)
     {
         ngx_http_capture_request_end(ctx);
     }
-
-    return NGX_OK;
 }
 
 
@@ -498,8 +520,11 @@ ngx_http_capture_request_end(ngx_http_capture_ctx_t *ctx)
 
     ctx->request_done = 1;
 
-    if (!ctx->upgrade) {
-        ngx_http_capture_eom(ctx);
+    if (ctx->wait) {
+        ngx_http_capture_wait_begin(ctx);
+
+    } else if (!ctx->upgrade) {
+        ngx_http_capture_eom(ctx, 0);
     }
 }
 
@@ -508,6 +533,10 @@ static void
 ngx_http_capture_cleanup(void *data)
 {
     ngx_http_capture_ctx_t *ctx = data;
+
+    if (ctx->wait) {
+        ngx_http_capture_wait_forget(ctx->wait);
+    }
 
     switch (ctx->state) {
 

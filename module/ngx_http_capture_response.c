@@ -146,8 +146,11 @@ ngx_http_capture_head_record(ngx_http_request_t *r,
 {
     ngx_http_capture_tell_abort(r);
 
-    if (ctx->request_done) {
-        ngx_http_capture_eom(ctx);
+    if (ctx->request_done
+        && (ctx->wait == NULL
+            || ctx->wait->state != ngx_http_capture_wait_held))
+    {
+        ngx_http_capture_eom(ctx, 0);
     }
 
     if (!ctx->eom_sent) {

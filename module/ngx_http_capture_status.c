@@ -36,6 +36,7 @@ typedef struct {
     uint64_t         blocks;
     uint64_t         blocks_used;
     uint64_t         reason[CAP_REASON_CELLS];
+    uint64_t         wait[CAP_WAIT_CELLS];
 } ngx_http_capture_row_t;
 
 
@@ -61,6 +62,8 @@ static u_char *ngx_http_capture_status_row(u_char *p, u_char *last,
     ngx_http_capture_row_t *row);
 static u_char *ngx_http_capture_status_reasons(u_char *p, u_char *last,
     const char *name, enum cap_class class, ngx_http_capture_row_t *row);
+static u_char *ngx_http_capture_status_waits(u_char *p, u_char *last,
+    ngx_http_capture_row_t *row);
 
 
 static ngx_slab_pool_t         *ngx_http_capture_slab;
@@ -216,6 +219,10 @@ ngx_http_capture_status_fold(ngx_http_capture_row_t *into,
     for (i = 0; i < CAP_REASON_CELLS; i++) {
         into->reason[i] += row->reason[i];
     }
+
+    for (i = 0; i < CAP_WAIT_CELLS; i++) {
+        into->wait[i] += row->wait[i];
+    }
 }
 
 
@@ -267,6 +274,32 @@ ngx_http_capture_count(ngx_uint_t reason)
 }
 
 
+/* Of a request that waits (CAP_WAITS). */
+
+void
+ngx_http_capture_count_wait(ngx_uint_t cell, uint64_t n)
+{
+    cap_header                 *h;
+    ngx_http_capture_worker_t  *w;
+
+    w = ngx_http_capture_worker;
+
+    if (w == NULL) {
+        return;
+    }
+
+    if (w->pool) {
+        h = (cap_header *) w->pool->base;
+        ngx_http_capture_add(&h->worker.wait[cell], n);
+
+    } else {
+        w->wait[cell] += n;
+    }
+
+    ngx_http_capture_status_touch();
+}
+
+
 static void
 ngx_http_capture_status_touch(void)
 {
@@ -308,6 +341,7 @@ ngx_http_capture_status_refresh(void)
     sum.captured = w->captured;
     sum.truncated = w->truncated;
     ngx_memcpy(sum.reason, w->reason, sizeof(sum.reason));
+    ngx_memcpy(sum.wait, w->wait, sizeof(sum.wait));
 
     if (w->pool) {
         ngx_http_capture_status_pool(&sum, w->pool);
@@ -369,6 +403,10 @@ ngx_http_capture_status_pool(ngx_http_capture_row_t *row,
 
     for (i = 0; i < CAP_REASON_CELLS; i++) {
         row->reason[i] += ngx_http_capture_load(worker.reason[i]) + reason[i];
+    }
+
+    for (i = 0; i < CAP_WAIT_CELLS; i++) {
+        row->wait[i] += ngx_http_capture_load(worker.wait[i]);
     }
 
 #undef ngx_http_capture_load
@@ -499,6 +537,7 @@ ngx_http_capture_status_row(u_char *p, u_char *last,
     p = ngx_http_capture_status_reasons(p, last, "filtered",
                                         CAP_CLASS_FILTERED, row);
     p = ngx_http_capture_status_reasons(p, last, "lost", CAP_CLASS_LOST, row);
+    p = ngx_http_capture_status_waits(p, last, row);
 
     return ngx_slprintf(p, last, "\"connections\":%uL,\"bytes\":%uL,"
                         "\"doorbells\":%uL,\"left\":%uL}",
@@ -520,6 +559,23 @@ ngx_http_capture_status_reasons(u_char *p, u_char *last, const char *name,
             p = ngx_slprintf(p, last, "%s\"%s\":%uL", n++ ? "," : "",
                              cap_reason_name(i), row->reason[i]);
         }
+    }
+
+    return ngx_slprintf(p, last, "},");
+}
+
+
+static u_char *
+ngx_http_capture_status_waits(u_char *p, u_char *last,
+    ngx_http_capture_row_t *row)
+{
+    ngx_uint_t  i;
+
+    p = ngx_slprintf(p, last, "\"waits\":{");
+
+    for (i = 0; cap_wait_name(i); i++) {
+        p = ngx_slprintf(p, last, "%s\"%s\":%uL", i ? "," : "",
+                         cap_wait_name(i), row->wait[i]);
     }
 
     return ngx_slprintf(p, last, "},");

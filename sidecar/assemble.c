@@ -293,6 +293,8 @@ static int next_phase(const conn *c, const cap_frame *f) {
                        (f->flags & CAP_FRAME_BEGIN ? CONN_IDLE : CONN_REQUEST)
                    ? CONN_REQUEST
                    : -1;
+    case CAP_FRAME_HOLD:
+        return c->phase == CONN_REQUEST ? CONN_REQUEST : -1;
     case CAP_FRAME_EOM:
         return c->phase == CONN_REQUEST ? CONN_COMPLETE : -1;
     case CAP_FRAME_WRITE:
@@ -365,6 +367,12 @@ static void on_eom(assemble *a, conn *c, frame_ref *r) {
     }
 }
 
+static void on_hold(assemble *a, conn *c, frame_ref *r) {
+    conn_append(c, r);
+    c->waits = true;
+    flush(a, c);
+}
+
 static void on_end(assemble *a, conn *c, frame_ref *r) {
     c->begin = NULL;
     c->eom = NULL;
@@ -409,6 +417,9 @@ static void take(assemble *a, conn *c, frame_ref *r, uint8_t phase) {
         break;
     case CAP_FRAME_EOM:
         on_eom(a, c, r);
+        break;
+    case CAP_FRAME_HOLD:
+        on_hold(a, c, r);
         break;
     case CAP_FRAME_END:
         on_end(a, c, r);

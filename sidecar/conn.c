@@ -108,6 +108,12 @@ static void acknowledge(conn *c, const frame_ref *r) {
         break;
     case CAP_FRAME_EOM:
         c->acked_eom = true;
+        if (r->flags & CAP_FRAME_WAIT) {
+            pool_wake(c->pool);
+        }
+        break;
+    case CAP_FRAME_HOLD:
+        pool_wake(c->pool);
         break;
     case CAP_FRAME_END:
     case CAP_FRAME_DROP:

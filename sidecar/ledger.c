@@ -357,6 +357,7 @@ static void abandon(ledger *l, conn *c, unsigned reason, unsigned with_eom,
     if (!c->slot_returned) {
         pool_return_slot(c->pool, c->slot, c->generation);
         c->slot_returned = true;
+        pool_wake(c->pool);
         l->events->abandoned(c, reason);
     } else {
         farewell = false; /* that was it already, or its worker has gone */

@@ -92,6 +92,9 @@ static void add_pool(const pool *p, metrics_exchanges *to) {
             p->count.reason[i] +
             atomic_load_explicit(&w->reason[i], memory_order_relaxed);
     }
+    for (int i = 0; i < CAP_WAIT_CELLS; i++) {
+        to->wait[i] += atomic_load_explicit(&w->wait[i], memory_order_relaxed);
+    }
 }
 
 /*
@@ -108,6 +111,9 @@ static void retire_pool(links *ls, const pool *p, enum cap_reason reason) {
     for (int i = 0; i < CAP_REASON_CELLS; i++) {
         parts += last.reason[i];
         ls->retired.reason[i] += last.reason[i];
+    }
+    for (int i = 0; i < CAP_WAIT_CELLS; i++) {
+        ls->retired.wait[i] += last.wait[i];
     }
     if (last.seen > parts && reason == CAP_WORKER_EXIT) {
         ls->retired.reason[reason] += last.seen - parts;
@@ -628,10 +634,25 @@ static int64_t peer_turn(peer *p) {
     }
 }
 
+/* A worker that does not read its rings is told once; when it does, it looks
+   at everything. */
+static void ring_workers(links *ls) {
+    static const char ring = 1;
+    peer *p;
+
+    TAILQ_FOREACH(p, &ls->peers, all) {
+        if (p->state == LINKED && p->pool->rings) {
+            p->pool->rings = false;
+            (void)send(p->bell.fd, &ring, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+        }
+    }
+}
+
 int64_t links_turn(links *ls) {
     peer *p, *next;
     int64_t sleep_ns = -1;
 
+    ring_workers(ls); /* for the reports of this turn */
     for (p = TAILQ_FIRST(&ls->peers); p != NULL; p = next) {
         next = TAILQ_NEXT(p, all);
         int64_t ns = peer_turn(p);
@@ -646,6 +667,7 @@ int64_t links_turn(links *ls) {
 void links_retire(links *ls) {
     peer *p, *next;
 
+    ring_workers(ls); /* for what the pump has settled by itself */
     for (p = TAILQ_FIRST(&ls->peers); p != NULL; p = next) {
         next = TAILQ_NEXT(p, all);
         if (p->state == FINISHING && assemble_empty(p->assemble)) {

@@ -36,10 +36,20 @@ static const description pending = {
     "exchanges_pending", "gauge",
     "exchanges with bytes that are not yet acknowledged"};
 
+static const description waits = {
+    "waits_total", "counter",
+    "requests that wait (capture_wait), by what became of them"};
+
 typedef struct {
     unsigned number;
     const char *help;
 } reason;
+
+static const reason wait_cells[] = {
+#define X(sym, num, name, help) {num, help},
+    CAP_WAITS(X)
+#undef X
+};
 
 static const reason reasons[] = {
 #define X(sym, num, cls, name, help) {num, help},
@@ -48,6 +58,7 @@ static const reason reasons[] = {
 };
 
 #define NREASONS (sizeof(reasons) / sizeof(*reasons))
+#define NWAITS (sizeof(wait_cells) / sizeof(*wait_cells))
 
 void metrics_register(metrics_source s, void *owner) {
     source = s;
@@ -86,6 +97,11 @@ void metrics_write(FILE *out) {
     by_reason(out, &filtered, CAP_CLASS_FILTERED, &e);
     by_reason(out, &lost, CAP_CLASS_LOST, &e);
     value(out, &pending, e.pending);
+    head(out, &waits);
+    for (size_t i = 0; i < NWAITS; i++)
+        fprintf(out, "capture_%s{result=\"%s\"} %" PRIu64 "\n", waits.name,
+                cap_wait_name(wait_cells[i].number),
+                e.wait[wait_cells[i].number]);
     for (int i = 0; i < METRIC_COUNT; i++)
         value(out, &descriptions[i], metrics_cell[i]);
 }
@@ -119,8 +135,16 @@ void metrics_docs(FILE *out) {
     document(out, &filtered, "{reason}");
     document(out, &lost, "{reason}");
     document(out, &pending, "");
+    document(out, &waits, "{result}");
     for (int i = 0; i < METRIC_COUNT; i++)
         document(out, &descriptions[i], "");
     document_reasons(out, CAP_CLASS_FILTERED, "Reasons of filtered");
     document_reasons(out, CAP_CLASS_LOST, "Reasons of lost");
+    fputs("\n## Results of waits\n\n"
+          "held = acked + timed_out + lost + left + those held now\n\n"
+          "| result | |\n| --- | --- |\n",
+          out);
+    for (size_t i = 0; i < NWAITS; i++)
+        fprintf(out, "| `%s` | %s |\n", cap_wait_name(wait_cells[i].number),
+                wait_cells[i].help);
 }

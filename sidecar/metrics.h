@@ -54,6 +54,7 @@ extern uint64_t metrics_cell[METRIC_COUNT];
 typedef struct {
     uint64_t seen, captured, truncated, pending;
     uint64_t reason[CAP_REASON_CELLS];
+    uint64_t wait[CAP_WAIT_CELLS];
 } metrics_exchanges;
 
 /* Fills `into` with the sum over all pools; registered by the link stage. */

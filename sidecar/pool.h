@@ -78,6 +78,7 @@ typedef struct pool {
     uint64_t owner;  /* the generation we took */
     bool disowned;   /* another owner has been seen: produce, return nothing */
     bool closed;     /* no block goes back any more */
+    bool rings;      /* the worker is to be woken: see pool_wake */
     const char *bad; /* the rule that was broken, in words; NULL: none */
 
     uint32_t ring_head; /* of the block in work, or of the next */
@@ -147,6 +148,12 @@ bool pool_unread(pool *p);
  */
 bool pool_sleep(pool *p, enum cap_reader_state state);
 void pool_awake(pool *p);
+
+/* What a client waits for is acknowledged, or never will be: the doorbell is
+   to be rung at the turn's end. */
+static inline void pool_wake(pool *p) {
+    p->rings = true;
+}
 
 /* The worker has gone: blocks stay here, so what it can still publish ends. */
 void pool_close(pool *p);

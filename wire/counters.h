@@ -56,6 +56,33 @@
 
 #define CAP_REASON_CELLS 64
 
+/*
+ * Requests that wait (capture_wait), whatever becomes of their exchange:
+ *     held = acked + timed_out + lost + left + held now
+ *
+ * X(symbol, number, name, help)
+ */
+#define CAP_WAITS(X)                                                           \
+    X(HELD, 0, "held", "requests that were held")                              \
+    X(ACKED, 1, "acked", "released because their record was durable")          \
+    X(TIMED_OUT, 2, "timed_out", "not durable within capture_wait_timeout")    \
+    X(LOST, 3, "lost", "released because their record never will be durable")  \
+    X(LEFT, 4, "left", "ended by NGINX or by their client while held")         \
+    X(SKIPPED, 5, "skipped",                                                   \
+      "should have waited and did not: too many timeouts in a row before")     \
+    X(TIME_MS, 6, "ms", "milliseconds that all of them together were held")
+
+#define CAP_WAIT_CELLS 8
+
+enum cap_wait {
+#define X(sym, num, name, help) CAP_WAIT_##sym = num,
+    CAP_WAITS(X)
+#undef X
+};
+
+/* NULL for a number that is none. */
+const char *cap_wait_name(unsigned cell);
+
 enum cap_class { CAP_CLASS_NONE, CAP_CLASS_FILTERED, CAP_CLASS_LOST };
 
 enum cap_reason {
@@ -80,7 +107,8 @@ typedef struct {
     _Atomic uint64_t frames;
     _Atomic uint64_t bytes; /* of captured data */
     _Atomic uint64_t doorbells;
-    uint64_t spare[10];
+    _Atomic uint64_t wait[CAP_WAIT_CELLS];
+    uint64_t spare[2];
     _Atomic uint64_t reason[CAP_REASON_CELLS];
 } cap_worker_counters;
 

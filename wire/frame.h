@@ -8,7 +8,8 @@
  *
  * One connection (slot, generation) at a time holds one exchange:
  *
- *   ((READ+ EOM WRITE* END) | (READ+ EOM? DROP))*  (CLOSE | ABANDON)?
+ *   ((READ+ HOLD? EOM WRITE* END) | (READ+ HOLD? EOM? DROP))*
+ *       (CLOSE | ABANDON)?
  *
  * READ with CAP_FRAME_BEGIN starts an exchange; END and DROP end it.
  * ABANDON ends exchange and connection at any place; END with a code other
@@ -31,7 +32,8 @@ enum cap_frame_type {
     CAP_FRAME_DROP,     /* requestDropped; code: the reason (filtered) */
     CAP_FRAME_ABANDON,  /* exception and close; code: the reason (lost) */
     CAP_FRAME_CLOSE,    /* the client connection has ended */
-    CAP_FRAME_PAD       /* nothing: fills a reservation that was not used */
+    CAP_FRAME_PAD,      /* nothing: fills a reservation that was not used */
+    CAP_FRAME_HOLD      /* a client waits for the durability of all before */
 };
 
 /* flags */

@@ -9,8 +9,9 @@
  *     |                (hang-up = the other side is gone)
  *
  * The bytes never cross the socket.  The doorbell is one end of a socket pair
- * (with an eventfd each side could make the other block); the worker sends to it
- * when reader_state asks for it (layout.h).
+ * (with an eventfd each side could make the other block).  The worker sends a
+ * byte when reader_state asks for it (layout.h); the sidecar, when frames that
+ * a client waits for (frame.h: WAIT, HOLD) are acknowledged or given up.
  */
 #ifndef WIRE_HELLO_H
 #define WIRE_HELLO_H

@@ -76,7 +76,7 @@ const char *cap_layout_check(const cap_geometry *g, uint64_t mapped) {
 
 const char *cap_frame_check(const cap_frame *f, size_t left, uint64_t seq,
                             uint32_t nslots) {
-    if (f->type < CAP_FRAME_READ || f->type > CAP_FRAME_PAD) {
+    if (f->type < CAP_FRAME_READ || f->type > CAP_FRAME_HOLD) {
         return "unknown frame type";
     }
     if (f->size > CAP_BLOCK_SIZE || CAP_FRAME_SPACE(f->size) > left) {

@@ -29,7 +29,7 @@
 #include "wire/counters.h"
 
 #define CAP_MAGIC 0x6c6f6f7070616331ull /* "1cappool" */
-#define CAP_WIRE_VERSION 1u
+#define CAP_WIRE_VERSION 2u
 
 #define CAP_BLOCK_SIZE 65536u
 #define CAP_BLOCK_HEADER 64u

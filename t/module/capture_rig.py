@@ -25,6 +25,7 @@ HTTP = """
 
 SERVER = """
         capture {capture};
+        capture_wait {wait};
         location = /capture_status {{
             capture off;
             capture_status;
@@ -46,8 +47,8 @@ class Rig:
     options                  attributes of the FakeSidecar before it starts"""
 
     def __init__(self, directory, source, http="", server="", location="",
-                 main="", capture="on", buffer="8m", workers=1, sidecar=True,
-                 options=None, log_level="info"):
+                 main="", capture="on", wait="off", buffer="8m", workers=1,
+                 sidecar=True, options=None, log_level="info"):
         os.makedirs(directory)
         self.directory = directory
         self.source = source
@@ -60,7 +61,7 @@ class Rig:
             directory, log_level, workers=workers, main=main,
             http=HTTP.format(socket=self.socket, buffer=buffer, http=http,
                              source=source.port if source else 1),
-            server=SERVER.format(capture=capture, location=location,
+            server=SERVER.format(capture=capture, wait=wait, location=location,
                                  server=server))
 
     def start(self):

@@ -25,12 +25,12 @@ POLL = 0.02
 HELLO, WELCOME, REFUSE = 1, 2, 3
 MESSAGE = struct.Struct("<IHHIIQ160s")
 MESSAGE_MAGIC = 0x31704143
-VERSION = 1
+VERSION = 2
 
-READ, EOM, WRITE, END, DROP, ABANDON, CLOSE, PAD = range(1, 9)
-TYPES = dict(zip(range(1, 9),
-                 "READ EOM WRITE END DROP ABANDON CLOSE PAD".split()))
-BEGIN = 1
+READ, EOM, WRITE, END, DROP, ABANDON, CLOSE, PAD, HOLD = range(1, 10)
+TYPES = dict(zip(range(1, 10),
+                 "READ EOM WRITE END DROP ABANDON CLOSE PAD HOLD".split()))
+BEGIN, WAIT = 1, 2
 
 AWAKE, NAPPING, ASLEEP = 0, 1, 2
 
@@ -150,6 +150,7 @@ class Link:
         self.consume = owner.consume
         self.count = owner.count
         self.deaf = owner.deaf   # does not read the doorbell
+        self.ack = owner.ack     # what is read is acknowledged at once
         self.errors = []
         self.frames = []
         self.blocks = []         # (index, generation) in the order of the ring
@@ -221,6 +222,13 @@ class Link:
             self.u64[(SIDECAR >> 3) + 16 + code] += 1
 
     # reading
+
+    def ring(self):
+        """Wakes the worker: what it waits for may be acknowledged."""
+        try:
+            os.write(self.doorbell, b"1")
+        except OSError:
+            pass
 
     def read_once(self):
         """Reads everything published; the number of frames."""
@@ -300,7 +308,7 @@ class Link:
             self._grammar(f)
         return after
 
-    # ((READ+ EOM WRITE* END) | (READ+ EOM? DROP))* (CLOSE | ABANDON)?
+    # ((READ+ HOLD? EOM WRITE* END) | (READ+ HOLD? EOM? DROP))* (CLOSE | ABANDON)?
 
     def _grammar(self, f):
         if f.slot >= self.nslots or not f.generation & 1:
@@ -339,6 +347,9 @@ class Link:
                 self.add("taken")
                 self.add("open")
             x.parts[READ].append(f.payload)
+        elif f.type == HOLD:
+            if x is None or x.eom or f.size:
+                return self.error(f"{f} in {x}")
         elif f.type == EOM:
             if x is None or x.eom or f.size != 8:
                 return self.error(f"{f} in {x}")
@@ -362,9 +373,11 @@ class Link:
             if x or f.size:
                 return self.error(f"{f} in {x}")
             self._over(c, "CLOSE")
-        if not c.end:
+        if not c.end and self.ack:
             at = self.slots_at + f.slot * SLOT_SIZE
             self.u64[(at + 72) >> 3] = f.seq        # acked_seq
+            if f.type == HOLD or f.flags & WAIT:
+                self.ring()
         return None
 
     def _ended(self, x, f):
@@ -493,6 +506,7 @@ class FakeSidecar:
         self.count = True
         self.sleeps = True
         self.deaf = False
+        self.ack = True
         self.keep_frames = True
         self.read_after_end = True
         self.refused = 0         # links that were not welcomed

@@ -10,7 +10,7 @@ import pytest
 
 from capture_rig import flat
 from fake_sidecar import (ASLEEP, AWAKE, NAPPING, RETURN_BLOCK, RETURN_SLOT,
-                          RETURN_TAIL, refuse, welcome)
+                          RETURN_TAIL, VERSION, refuse, welcome)
 from rig.client import build_request
 from rig.source import Response, pattern
 from rig.status import wait_until
@@ -51,7 +51,8 @@ def test_a_refusal_is_logged_with_its_text_and_tried_again(rig, code, text):
 
 
 @pytest.mark.parametrize("answer, log", [
-    (welcome(version=2), "speaks version 2 of the link, this module 1"),
+    (welcome(version=VERSION + 1),
+     f"speaks version {VERSION + 1} of the link, this module {VERSION}"),
     (welcome(magic=0x12345678), "is no capture-sidecar"),
     (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is no capture-sidecar"),
     (welcome()[:-1], "is no capture-sidecar"),

@@ -17,22 +17,6 @@ SERVER = """
 """
 
 
-@pytest.mark.parametrize("directive", [
-    "capture_wait mutating;", "capture_wait $request_method;",
-    "capture_wait_timeout 10s;", "capture_on_failure refuse;"])
-def test_nginx_refuses_waiting(check_config, directive):
-    rc, err = check_config(http="capture_sidecar unix:/tmp/none;",
-                           server=directive + SERVER)
-    assert rc != 0
-    assert "not built yet" in err, err
-
-
-def test_nginx_takes_capture_wait_off(check_config):
-    rc, err = check_config(http="capture_sidecar unix:/tmp/none;",
-                           server="capture_wait off;" + SERVER)
-    assert rc == 0, err
-
-
 def test_nginx_refuses_capture_include_not_forwarded(check_config):
     rc, err = check_config(http="capture_sidecar unix:/tmp/none;",
                            server="capture_include not_forwarded;" + SERVER)

@@ -19,6 +19,7 @@ HTTP = """
 
 SERVER = """
         capture {capture};
+        capture_wait {wait};
         proxy_http_version 1.1;
         proxy_set_header Connection "";
         keepalive_requests 100000;
@@ -39,14 +40,16 @@ class Stack:
     a KafkaBroker.
 
     http, server, location, main   further snippets of configuration
-    capture, buffer, workers       `capture`, `capture_buffer`, worker_processes
+    capture, wait, buffer          `capture`, `capture_wait`, `capture_buffer`
+    workers                        worker_processes
     sidecar_conf                   further keys of the sidecar's configuration
     start_sidecar                  False: the test starts stack.sidecar itself
     log_level                      of NGINX's error.log
     """
 
     def __init__(self, directory, source, broker, topic, http="", server="",
-                 location="", main="", capture="on", buffer="64m", workers=1,
+                 location="", main="", capture="on", wait="off", buffer="64m",
+                 workers=1,
                  sidecar_conf=None, start_sidecar=True, log_level="info"):
         self.directory = directory
         self.source = source
@@ -64,7 +67,7 @@ class Stack:
             directory, log_level, workers=workers, main=main,
             http=HTTP.format(socket=self.socket, buffer=buffer,
                              source=source.port, http=http),
-            server=SERVER.format(capture=capture, location=location,
+            server=SERVER.format(capture=capture, wait=wait, location=location,
                                  server=server))
 
     @property

@@ -62,7 +62,7 @@ START_TEST(a_frame_is_checked_against_what_is_published) {
     ck_assert_ptr_nonnull(cap_frame_check(&f, space, 7, 4));
     f.type = 0;
     ck_assert_ptr_nonnull(cap_frame_check(&f, space, 7, 4));
-    f.type = CAP_FRAME_PAD + 1;
+    f.type = CAP_FRAME_HOLD + 1;
     ck_assert_ptr_nonnull(cap_frame_check(&f, space, 7, 4));
     f.type = CAP_FRAME_EOM;
     ck_assert_ptr_nonnull(cap_frame_check(&f, space, 7, 4));

@@ -313,6 +313,9 @@ void ngx_http_capture_conn_leave(ngx_http_capture_pool_t *pool,
 ngx_http_capture_pool_t *ngx_http_capture_pool_create(
     ngx_http_capture_worker_t *w);
 void ngx_http_capture_pool_destroy(ngx_http_capture_pool_t *pool);
+ngx_int_t ngx_http_capture_pool_offer(ngx_http_capture_pool_t *pool,
+    ngx_log_t *log);
+void ngx_http_capture_pool_unring(ngx_http_capture_pool_t *pool);
 ngx_int_t ngx_http_capture_pool_room(ngx_http_capture_pool_t *pool,
     size_t keep, size_t bytes);
 ngx_int_t ngx_http_capture_pool_data(ngx_http_capture_pool_t *pool,

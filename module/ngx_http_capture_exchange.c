@@ -267,9 +267,9 @@ ngx_http_capture_acked(ngx_http_capture_ctx_t *ctx, uint64_t seq)
     }
 
     slot = cap_slot_at(pool->base, &pool->geo, ctx->frame.slot);
-    acked = atomic_load_explicit(&slot->acked_seq, memory_order_acquire);
+    acked = atomic_load_explicit(&slot->acked, memory_order_acquire);
 
-    return (acked >= seq) ? NGX_OK : NGX_AGAIN;
+    return (CAP_ACKED_SEQ(acked) >= seq) ? NGX_OK : NGX_AGAIN;
 }
 
 

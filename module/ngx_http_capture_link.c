@@ -6,10 +6,14 @@
  * Nothing here blocks and nothing of NGINX waits for it.  While no sidecar
  * listens, exchanges are counted as lost(unlinked) and a timer tries again.
  * From the moment a pool is offered exchanges go there, so that a new worker
- * loses none while the handshake is under way.  A link that ends takes its pool
- * along: what the sidecar had not reported is lost(link_lost), or unlinked
- * where there was no answer yet, and capture goes on with a new pool and new
- * connectionIds.
+ * loses none while the handshake is under way.
+ *
+ * When a sidecar that had taken the pool dies, the pool stays, with all that is
+ * in it, capture goes on into it, and the next sidecar gets it.  When a sidecar
+ * ended the link itself (`kept`), or has broken the rules, the pool is dropped:
+ * what was not reported is lost(link_lost), and a new one is made, with new
+ * connectionIds.  One that nobody took within the handshake's time is
+ * withdrawn: lost(unlinked).
  */
 
 
@@ -35,6 +39,8 @@ static void ngx_http_capture_link_publish_handler(ngx_event_t *ev);
 static ngx_int_t ngx_http_capture_link_answer(ngx_http_capture_worker_t *w,
     cap_message *m, ssize_t n);
 static void ngx_http_capture_link_drop(ngx_http_capture_worker_t *w);
+static ngx_uint_t ngx_http_capture_link_resumable(
+    ngx_http_capture_pool_t *pool);
 static void ngx_http_capture_link_fold(ngx_http_capture_worker_t *w);
 static void ngx_http_capture_link_retry(ngx_http_capture_worker_t *w);
 
@@ -142,7 +148,9 @@ ngx_http_capture_link_connect(ngx_http_capture_worker_t *w)
         return;
     }
 
-    ngx_add_timer(&w->timer, NGX_HTTP_CAPTURE_HANDSHAKE_TIME);
+    if (!ngx_http_capture_link_resumable(w->pool)) {
+        ngx_add_timer(&w->timer, NGX_HTTP_CAPTURE_HANDSHAKE_TIME);
+    }
 }
 
 
@@ -198,7 +206,7 @@ ngx_http_capture_link_open(ngx_http_capture_worker_t *w)
 }
 
 
-/* A new pool, offered with its doorbell in one message. */
+/* A new pool, or one whose sidecar died, and its doorbell in one message. */
 
 static ngx_int_t
 ngx_http_capture_link_hello(ngx_http_capture_worker_t *w)
@@ -215,15 +223,23 @@ ngx_http_capture_link_hello(ngx_http_capture_worker_t *w)
         u_char                space[CMSG_SPACE(sizeof(fds))];
     } control;
 
-    pool = ngx_http_capture_pool_create(w);
+    if (w->pool == NULL) {
+        w->pool = ngx_http_capture_pool_create(w);
 
-    if (pool == NULL) {
-        return NGX_ERROR;
+        if (w->pool == NULL) {
+            return NGX_ERROR;
+        }
+
+        w->pool->publish.handler = ngx_http_capture_link_publish_handler;
+        w->pool->publish.data = w;
     }
 
-    pool->publish.handler = ngx_http_capture_link_publish_handler;
-    pool->publish.data = w;
+    pool = w->pool;
     pool->publish.log = w->log;
+
+    if (ngx_http_capture_pool_offer(pool, w->log) != NGX_OK) {
+        return NGX_ERROR;
+    }
 
     ngx_memzero(&m, sizeof(cap_message));
     m.magic = CAP_HELLO_MAGIC;
@@ -254,14 +270,11 @@ ngx_http_capture_link_hello(ngx_http_capture_worker_t *w)
         ngx_log_error(NGX_LOG_WARN, w->log, ngx_socket_errno,
                       "sendmsg() to capture_sidecar unix:%s failed",
                       w->addr.sun_path);
-        ngx_http_capture_pool_destroy(pool);
         return NGX_ERROR;
     }
 
     (void) close(pool->bell_offer);
     pool->bell_offer = -1;
-
-    w->pool = pool;
 
     return ngx_http_capture_link_bell(w);
 }
@@ -406,7 +419,9 @@ ngx_http_capture_link_answer(ngx_http_capture_worker_t *w, cap_message *m,
         return NGX_DECLINED;
     }
 
-    ngx_del_timer(&w->timer);
+    if (w->timer.timer_set) {
+        ngx_del_timer(&w->timer);
+    }
 
     w->linked = 1;
     w->backoff = NGX_HTTP_CAPTURE_BACKOFF_MIN;
@@ -459,7 +474,11 @@ ngx_http_capture_link_drop(ngx_http_capture_worker_t *w)
         w->connection = NULL;
     }
 
-    if (w->pool) {
+    if (w->pool && ngx_http_capture_link_resumable(w->pool)) {
+        ngx_http_capture_pool_unring(w->pool);
+        w->linked = 0;
+
+    } else if (w->pool) {
         ngx_http_capture_link_fold(w);
         ngx_http_capture_pool_destroy(w->pool);
         w->pool = NULL;
@@ -469,6 +488,23 @@ ngx_http_capture_link_drop(ngx_http_capture_worker_t *w)
     }
 
     ngx_http_capture_link_retry(w);
+}
+
+
+/* Whether a sidecar had it that has died: one that lives would say `kept`. */
+
+static ngx_uint_t
+ngx_http_capture_link_resumable(ngx_http_capture_pool_t *pool)
+{
+    uint64_t     owner;
+    cap_header  *h;
+
+    h = (cap_header *) pool->base;
+
+    owner = atomic_load_explicit(&h->owner_generation, memory_order_acquire);
+
+    return owner != 0 && owner != CAP_POOL_WITHDRAWN && !pool->broken
+           && !atomic_load_explicit(&h->kept, memory_order_acquire);
 }
 
 

@@ -103,13 +103,12 @@ ngx_http_capture_pool_create(ngx_http_capture_worker_t *w)
 }
 
 
-/* The memory, the doorbell, and the random part of all ids. */
+/* The memory. */
 
 static ngx_int_t
 ngx_http_capture_pool_map(ngx_http_capture_pool_t *pool, ngx_log_t *log)
 {
     void  *base;
-    int    bell[2];
 
     pool->fd = memfd_create("nginx-capture", MFD_CLOEXEC|MFD_ALLOW_SEALING);
 
@@ -142,10 +141,23 @@ ngx_http_capture_pool_map(ngx_http_capture_pool_t *pool, ngx_log_t *log)
     /* a core dump must not hold captured bytes */
     (void) madvise(base, pool->geo.total, MADV_DONTDUMP);
 
-    /*
-     * not an eventfd: with O_NONBLOCK belonging to both sides, the sidecar
-     * could make a write block
-     */
+    return NGX_OK;
+}
+
+
+/*
+ * Makes the pool ready for a HELLO: a doorbell, and what a successor of its
+ * owner needs to find its way (wire/layout.h).
+ *
+ * No eventfd: with O_NONBLOCK belonging to both sides, the sidecar could make
+ * a write block.
+ */
+
+ngx_int_t
+ngx_http_capture_pool_offer(ngx_http_capture_pool_t *pool, ngx_log_t *log)
+{
+    int          bell[2];
+    cap_header  *h;
 
     if (socketpair(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0, bell)
         == -1)
@@ -157,7 +169,39 @@ ngx_http_capture_pool_map(ngx_http_capture_pool_t *pool, ngx_log_t *log)
     pool->doorbell = bell[0];
     pool->bell_offer = bell[1];
 
-    return NGX_OK;
+    ngx_http_capture_pool_publish(pool);
+    ngx_http_capture_pool_collect(pool);
+
+    h = ngx_http_capture_header(pool);
+
+    h->offered_tail = pool->ring_tail;
+    h->offered_seq = pool->seq;
+    h->offered_handed = atomic_load_explicit(&h->worker.handed,
+                                             memory_order_relaxed);
+
+    return pool->broken ? NGX_ERROR : NGX_OK;
+}
+
+
+/* Its doorbell is of no use any more. */
+
+void
+ngx_http_capture_pool_unring(ngx_http_capture_pool_t *pool)
+{
+    if (pool->bell) {
+        ngx_close_connection(pool->bell);
+
+    } else if (pool->doorbell != -1) {
+        (void) close(pool->doorbell);
+    }
+
+    if (pool->bell_offer != -1) {
+        (void) close(pool->bell_offer);
+    }
+
+    pool->bell = NULL;
+    pool->doorbell = -1;
+    pool->bell_offer = -1;
 }
 
 
@@ -252,16 +296,7 @@ ngx_http_capture_pool_destroy(ngx_http_capture_pool_t *pool)
         (void) close(pool->fd);
     }
 
-    if (pool->bell) {
-        ngx_close_connection(pool->bell);
-
-    } else if (pool->doorbell != -1) {
-        (void) close(pool->doorbell);
-    }
-
-    if (pool->bell_offer != -1) {
-        (void) close(pool->bell_offer);
-    }
+    ngx_http_capture_pool_unring(pool);
 
     ngx_free(pool->free);
     ngx_free(pool->block_gen);
@@ -586,6 +621,10 @@ ngx_http_capture_pool_ring(ngx_http_capture_pool_t *pool)
     uint64_t     one;
     cap_header  *h;
 
+    if (pool->doorbell == -1) {
+        return;
+    }
+
     h = ngx_http_capture_header(pool);
 
     atomic_thread_fence(memory_order_seq_cst);
@@ -673,7 +712,8 @@ ngx_http_capture_pool_return(ngx_http_capture_pool_t *pool, uint64_t entry)
             break;
         }
 
-        pool->block_gen[i]++;
+        cap_block_at(pool->base, &pool->geo, i)->generation =
+                                                     ++pool->block_gen[i];
         pool->free[pool->nfree++] = i;
         return;
 
@@ -693,7 +733,9 @@ ngx_http_capture_pool_return(ngx_http_capture_pool_t *pool, uint64_t entry)
             ngx_http_capture_conn_leave(pool, conn);
         }
 
-        pool->slot_gen[i]++;
+        atomic_store_explicit(&cap_slot_at(pool->base, &pool->geo, i)
+                              ->generation,
+                              ++pool->slot_gen[i], memory_order_release);
         pool->free_slots[pool->nfree_slots++] = i;
         return;
     }
@@ -737,7 +779,6 @@ ngx_http_capture_pool_take_slot(ngx_http_capture_pool_t *pool,
 
     slot = cap_slot_at(pool->base, &pool->geo, i);
 
-    slot->generation = pool->slot_gen[i];
     slot->cluster = 0;
     slot->topic = 0;
     slot->partition = -1;
@@ -746,13 +787,17 @@ ngx_http_capture_pool_take_slot(ngx_http_capture_pool_t *pool,
     slot->unterminated_read = 0;
     slot->last_offset = -1;
     slot->opened_ns = ngx_http_capture_pool_now(pool);
-    atomic_store_explicit(&slot->acked_seq, 0, memory_order_relaxed);
+    slot->taken_seq = pool->seq;
+    atomic_store_explicit(&slot->acked, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->acked_bytes, 0, memory_order_relaxed);
 
     pool->slot_id[i] = ++pool->ids;
 
     p = ngx_http_capture_pool_id(pool, i, (u_char *) slot->id);
     slot->id_len = p - (u_char *) slot->id;
+
+    atomic_store_explicit(&slot->generation, pool->slot_gen[i],
+                          memory_order_release);
 
     atomic_store_explicit(&ngx_http_capture_header(pool)->worker.connections,
                           pool->ids, memory_order_relaxed);

@@ -20,6 +20,7 @@ struct assemble {
     pool *pool;
     ledger *ledger;
     loop *loop;
+    bool adopting; /* frames come that another owner may have done */
     int64_t flush_ns;
     int64_t earliest_ns, latest_ns; /* that a time may be, in this turn */
     size_t limit;                   /* bytes of a record, in this turn */
@@ -152,7 +153,7 @@ void assemble_relieve(assemble *a) {
     conn *c;
 
     while (p->held > p->geometry.nblocks / 2 &&
-           (c = TAILQ_FIRST(&a->timed)) != NULL &&
+           (c = TAILQ_FIRST(&a->timed)) != NULL && c->send != NULL &&
            p->ring_head - p->blocks[c->send->block].order >=
                p->geometry.nblocks / 4) {
         flush(a, c);
@@ -183,10 +184,10 @@ static bool id_is_good(const char *id, size_t len) {
     return true;
 }
 
-static conn *open_conn(assemble *a, const cap_frame *f, const char **why) {
-    const cap_slot *s =
-        cap_slot_at(a->pool->header, &a->pool->geometry, f->slot);
-    slot_entry *e = &a->slots[f->slot];
+static conn *open_conn(assemble *a, uint32_t slot, uint32_t generation,
+                       const char **why) {
+    const cap_slot *s = cap_slot_at(a->pool->header, &a->pool->geometry, slot);
+    slot_entry *e = &a->slots[slot];
     conn *c = calloc(1, sizeof(*c));
 
     *why = NULL;
@@ -195,7 +196,8 @@ static conn *open_conn(assemble *a, const cap_frame *f, const char **why) {
     }
     c->id_len = s->id_len;
     memcpy(c->id, s->id, sizeof(c->id));
-    if (s->generation != f->slot_generation) {
+    if (atomic_load_explicit(&s->generation, memory_order_acquire) !=
+        generation) {
         *why = "a frame's connection is not the slot's";
     } else if (s->topic != 0 || s->cluster != 0) {
         *why = "a slot's topic is not permitted";
@@ -208,10 +210,11 @@ static conn *open_conn(assemble *a, const cap_frame *f, const char **why) {
     }
     c->pool = a->pool;
     c->home = a;
-    c->slot = f->slot;
-    c->generation = f->slot_generation;
+    c->slot = slot;
+    c->generation = generation;
     c->next_number = 1;
     c->partition = -1;
+    c->low_water = -1;
     TAILQ_INSERT_TAIL(&a->conns, c, all);
     metrics_cell[METRIC_CONNECTIONS]++;
     e->conn = c;
@@ -219,6 +222,132 @@ static conn *open_conn(assemble *a, const cap_frame *f, const char **why) {
     e->reason = CAP_NONE;
     e->used = true;
     return c;
+}
+
+/* ---- adoption: what another owner of the pool has begun ---- */
+
+static uint8_t phase_of(unsigned flags) {
+    return !(flags & CAP_ACKED_OPEN) ? CONN_IDLE
+           : flags & CAP_ACKED_EOM   ? CONN_COMPLETE
+                                     : CONN_REQUEST;
+}
+
+/* Its frames are still to be read: nothing is sent before (held). */
+static void restore(conn *c, const cap_slot *s, uint64_t acked) {
+    const cap_intent *i =
+        cap_intent_at(c->pool->header, &c->pool->geometry, c->slot);
+    unsigned flags = CAP_ACKED_FLAGS(acked);
+
+    c->held = true;
+    c->acked_seq = CAP_ACKED_SEQ(acked);
+    c->acked_open = (flags & CAP_ACKED_OPEN) != 0;
+    c->acked_eom = (flags & CAP_ACKED_EOM) != 0;
+    c->waits = (flags & CAP_ACKED_WAITS) != 0;
+    c->phase = phase_of(flags);
+    c->partition = s->partition;
+    c->next_number = s->next_number;
+    c->sent_requests = c->acked_requests = s->requests;
+    c->sent_unterminated = c->acked_unterminated = s->unterminated_read != 0;
+    c->resume_byte =
+        atomic_load_explicit(&s->acked_bytes, memory_order_relaxed);
+    if (atomic_load_explicit(&i->number, memory_order_acquire) == 0 ||
+        i->slot_generation != c->generation) {
+        return;
+    }
+    c->adopted = malloc(sizeof(*c->adopted));
+    if (c->adopted != NULL) {
+        memcpy(c->adopted, i, sizeof(*i));
+        c->partition = i->partition; /* the slot's follows the first ack */
+        c->until_seq = i->last_seq;
+        c->until_byte = i->last_byte;
+        c->low_water = i->low_water;
+    }
+}
+
+static const char *adopt_slot(assemble *a, uint32_t slot) {
+    const cap_slot *s = cap_slot_at(a->pool->header, &a->pool->geometry, slot);
+    uint32_t generation =
+        atomic_load_explicit(&s->generation, memory_order_acquire);
+    uint64_t acked = atomic_load_explicit(&s->acked, memory_order_relaxed);
+    const char *why;
+    conn *c;
+
+    if (!(generation & 1) || !pool_is_old(a->pool, s->taken_seq)) {
+        return NULL;
+    }
+    if (CAP_ACKED_FLAGS(acked) & CAP_ACKED_END) {
+        pool_return_slot(a->pool, slot, generation);
+        return NULL;
+    }
+    c = open_conn(a, slot, generation, &why);
+    if (c == NULL) {
+        return why != NULL ? why : "out of memory";
+    }
+    restore(c, s, acked);
+    if (c->acked_open) {
+        pool_count_taken(a->pool);
+    }
+    return NULL;
+}
+
+const char *assemble_adopt(assemble *a) {
+    const char *why = NULL;
+
+    a->adopting = true;
+    for (uint32_t i = 0; i < a->pool->geometry.nslots && why == NULL; i++) {
+        why = adopt_slot(a, i);
+    }
+    return why;
+}
+
+/* Whether the last owner has done with this frame. */
+static bool is_done(const assemble *a, const cap_frame *f) {
+    const slot_entry *e = &a->slots[f->slot];
+
+    return pool_is_old(a->pool, f->seq) &&
+           (!e->used || e->generation != f->slot_generation ||
+            (e->conn != NULL && f->seq <= e->conn->acked_seq));
+}
+
+/* Exchanges that the last owner has ended and not counted: those that it was
+   about to, as what it said; others as lost. */
+static void count_the_uncounted(assemble *a) {
+    pool *p = a->pool;
+    uint64_t ending =
+        atomic_load_explicit(&p->header->sidecar.ending, memory_order_acquire);
+    uint64_t told = CAP_ENDING_COUNT(ending);
+    unsigned class = CAP_ENDING_CLASS(ending);
+
+    if (class != CAP_ENDING_CAPTURED && class != CAP_ENDING_TRUNCATED &&
+        (class >= CAP_REASON_CELLS || cap_reason_class(class) == 0)) {
+        told = 0;
+    }
+    if (p->count.taken < p->adopted_handed) {
+        uint64_t missing = p->adopted_handed - p->count.taken;
+
+        told = told < missing ? told : missing;
+        pool_count_missing(p, class, told);
+        pool_count_missing(p, CAP_LINK_LOST, missing - told);
+    }
+    pool_ending(p, 0, 0);
+}
+
+bool assemble_adopting(const assemble *a) {
+    return a->adopting;
+}
+
+void assemble_adopted(assemble *a) {
+    conn *c, *next;
+
+    a->adopting = false;
+    count_the_uncounted(a);
+    for (c = TAILQ_FIRST(&a->conns); c != NULL; c = next) {
+        next = TAILQ_NEXT(c, all);
+        if (c->held) {
+            conn_rewind(c, c->resume_byte);
+            ledger_resume(a->ledger, c);
+        }
+    }
 }
 
 static void conn_abandoned(conn *c, unsigned reason) {
@@ -240,6 +369,7 @@ static void conn_closed(conn *c) {
     if (e->conn == c) {
         e->conn = NULL;
     }
+    free(c->adopted);
     free(c);
 }
 
@@ -276,7 +406,7 @@ static conn *conn_of(assemble *a, const cap_frame *f, const char **why,
         *reason = CAP_BAD_LINK;
         return NULL;
     }
-    c = open_conn(a, f, why);
+    c = open_conn(a, f->slot, f->slot_generation, why);
     if (c == NULL) {
         *reason = *why != NULL ? CAP_BAD_LINK : CAP_INTERNAL;
     }
@@ -346,18 +476,25 @@ static int64_t sound_time(const assemble *a, conn *c, int64_t ts_ns) {
     return c->last_ts_ns = ts_ns;
 }
 
+/* What may be in the topic can neither be cut nor withdrawn. */
+static bool in_doubt(const conn *c, const frame_ref *r) {
+    return r->seq <= c->until_seq;
+}
+
 static void on_read(assemble *a, conn *c, frame_ref *r) {
     if (r->flags & CAP_FRAME_BEGIN) {
         pool_count_taken(a->pool);
-        c->begin_prev = c->tail;
-        c->begin = r;
+        if (!in_doubt(c, r) && !(c->resume_byte > 0 && c->head == NULL)) {
+            c->begin_prev = c->tail;
+            c->begin = r;
+        }
     }
     conn_append(c, r);
     queued(a, c);
 }
 
 static void on_eom(assemble *a, conn *c, frame_ref *r) {
-    c->eom = r;
+    c->eom = in_doubt(c, r) ? NULL : r;
     conn_append(c, r);
     if (r->flags & CAP_FRAME_WAIT) {
         c->waits = true;
@@ -385,8 +522,10 @@ static void on_end(assemble *a, conn *c, frame_ref *r) {
 }
 
 static void on_drop(assemble *a, conn *c, frame_ref *r) {
-    if (conn_cut_exchange(c, r->code)) {
-        pool_release(a->pool, r);
+    if (conn_cut_exchange(c)) {
+        r->type = CAP_FRAME_PAD;
+        r->flags |= CONN_FRAME_COUNTS;
+        conn_append(c, r);
         flush(a, c); /* what was due with it is due now */
         return;
     }
@@ -400,8 +539,8 @@ static void on_drop(assemble *a, conn *c, frame_ref *r) {
 }
 
 static void on_abandon(assemble *a, conn *c, frame_ref *r, bool complete) {
-    if (!complete) {
-        conn_cut_exchange(c, r->code);
+    if (!complete && conn_cut_exchange(c)) {
+        r->flags |= CONN_FRAME_COUNTS;
     }
     conn_append(c, r);
     flush(a, c);
@@ -444,10 +583,14 @@ static void take(assemble *a, conn *c, frame_ref *r, uint8_t phase) {
 enum cap_reason assemble_frame(assemble *a, const pool_frame *f,
                                const char **why) {
     enum cap_reason reason;
-    conn *c = conn_of(a, &f->head, why, &reason);
     frame_ref *r;
+    conn *c;
     int phase;
 
+    if (a->adopting && is_done(a, &f->head)) {
+        return CAP_NONE;
+    }
+    c = conn_of(a, &f->head, why, &reason);
     if (c == NULL) {
         return reason;
     }
@@ -472,6 +615,7 @@ enum cap_reason assemble_frame(assemble *a, const pool_frame *f,
 
 static void end_conn(assemble *a, conn *c, enum cap_reason reason) {
     bool quiet = c->phase == CONN_IDLE && reason == CAP_WORKER_EXIT;
+    bool counts = false;
     frame_ref *r;
 
     if (c->slot_returned || (c->phase == CONN_ENDED && !c->unsent_end) ||
@@ -481,7 +625,7 @@ static void end_conn(assemble *a, conn *c, enum cap_reason reason) {
     if (reason != CAP_WORKER_EXIT) {
         conn_cut_unsent(c, reason);
     } else if (c->phase == CONN_REQUEST) {
-        conn_cut_exchange(c, reason);
+        counts = conn_cut_exchange(c);
     }
     c->phase = CONN_ENDED;
     untime(a, c);
@@ -493,7 +637,7 @@ static void end_conn(assemble *a, conn *c, enum cap_reason reason) {
         ledger_discard(a->ledger, c);
         return;
     }
-    r->flags = CONN_FRAME_SIDECAR;
+    r->flags = CONN_FRAME_SIDECAR | (counts ? CONN_FRAME_COUNTS : 0);
     conn_append(c, r);
     ledger_flush(a->ledger, c);
 }

@@ -30,6 +30,16 @@ extern const ledger_events assemble_events;
 /* NULL: out of memory.  All three must outlive it. */
 assemble *assemble_new(pool *p, ledger *lg, loop *l, int64_t flush_ns);
 
+/*
+ * After pool_adopt: takes over the connections that are open in the pool.
+ * NULL, or why the link must end.  What they had in work goes on, and what is
+ * in doubt is settled, from assemble_adopted on: to be called when all frames
+ * that pool_is_old have been read.
+ */
+const char *assemble_adopt(assemble *a);
+bool assemble_adopting(const assemble *a);
+void assemble_adopted(assemble *a);
+
 /* Everything is left alone, unsent and uncounted.  Some connections may be
    there until the reports of their records. */
 void assemble_discard(assemble *a);

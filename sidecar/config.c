@@ -69,7 +69,9 @@
       "kafka: a record is durable when all in-sync replicas have it.")                            \
     X("spool.path", listen, LATER, NULL, 0, 0, NULL, "Not built yet.")                            \
     X("spool.size", listen, LATER, NULL, 0, 0, NULL, "Not built yet.")                            \
-    X("settle.time", listen, LATER, NULL, 0, 0, NULL, "Not built yet.")
+    X("settle.time", settle_time, TIME, "3s", 0, 10 * MINUTE, NULL,                               \
+      "How long the network and the brokers may still hold bytes of a producer that died: "       \
+      "so long is waited before a record in doubt is looked for in the topic.")
 /* clang-format on */
 
 typedef struct {

@@ -61,6 +61,7 @@ typedef struct {
     uint64_t inflight_size; /* bytes encoded and not acknowledged; 64m */
     uint64_t pools_size;    /* bytes of all mapped pools together; 8g */
     int64_t flush_time;     /* default 1s */
+    int64_t settle_time;    /* default 3s */
     int64_t drain_time;     /* TERM: default 10s */
     int log_level;
     char *file; /* its name as given, for messages */

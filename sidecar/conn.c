@@ -83,25 +83,63 @@ void conn_advance(conn *c) {
     c->send_byte = 0;
 }
 
-/* An exchange that the sidecar itself had to end. */
-static unsigned own_reason(const conn *c, const frame_ref *r) {
+uint64_t conn_acked(const conn *c) {
+    unsigned flags = 0;
+
+    if (c->acked_open) {
+        flags |= CAP_ACKED_OPEN;
+    }
+    if (c->acked_eom) {
+        flags |= CAP_ACKED_EOM;
+    }
+    if (c->acked_end) {
+        flags |= CAP_ACKED_END;
+    }
+    if (c->waits) {
+        flags |= CAP_ACKED_WAITS;
+    }
+    return CAP_ACKED(c->acked_seq, flags);
+}
+
+/* One store: from here on a successor takes all up to acked_seq for done. */
+static void commit(const conn *c) {
+    if (!c->slot_returned && pool_owned(c->pool)) {
+        atomic_store_explicit(
+            &cap_slot_at(c->pool->header, &c->pool->geometry, c->slot)->acked,
+            conn_acked(c), memory_order_release);
+    }
+}
+
+/* The class of the exchange that `r` ends. */
+static unsigned class_of(const conn *c, const frame_ref *r) {
+    if (r->type == CAP_FRAME_END) {
+        return r->code == CAP_END_COMPLETE ? CAP_ENDING_CAPTURED
+                                           : CAP_ENDING_TRUNCATED;
+    }
     if ((r->flags & CONN_FRAME_SIDECAR) && c->acked_eom) {
-        return CAP_RESPONSE;
+        return CAP_RESPONSE; /* the sidecar itself had to end it */
     }
     return r->code;
 }
 
+/* A successor finds what `ending` says, if we die before it is counted. */
 static void exchange_ended(conn *c, const frame_ref *r) {
-    if (c->acked_open && r->type == CAP_FRAME_END) {
-        pool_count_captured(c->pool, r->code != CAP_END_COMPLETE);
-    } else if (c->acked_open) {
-        pool_count_reason(c->pool, own_reason(c, r));
+    unsigned class = class_of(c, r);
+
+    if (!c->acked_open && !(r->flags & CONN_FRAME_COUNTS)) {
+        return;
     }
     c->acked_open = false;
     c->acked_eom = false;
+    pool_ending(c->pool, class, 1);
+    commit(c);
+    pool_count_class(c->pool, class);
+    pool_ending(c->pool, 0, 0);
 }
 
 static void acknowledge(conn *c, const frame_ref *r) {
+    c->acked_seq = r->seq;
+    c->acked_end |= is_end(r);
     switch (r->type) {
     case CAP_FRAME_READ:
         c->acked_open = true;
@@ -121,10 +159,11 @@ static void acknowledge(conn *c, const frame_ref *r) {
         exchange_ended(c, r);
         break;
     default:
+        if (r->flags & CONN_FRAME_COUNTS) {
+            exchange_ended(c, r);
+        }
         break;
     }
-    c->acked_seq = r->seq;
-    c->acked_end |= is_end(r);
 }
 
 void conn_acknowledge(conn *c) {
@@ -138,6 +177,7 @@ void conn_acknowledge(conn *c) {
     }
     c->acked_requests = c->sent_requests;
     c->acked_unterminated = c->sent_unterminated;
+    commit(c);
 }
 
 void conn_release(conn *c) {
@@ -183,13 +223,65 @@ static void free_frames(conn *c, frame_ref *r) {
     }
 }
 
-bool conn_cut_exchange(conn *c, unsigned reason) {
+bool conn_cut_exchange(conn *c) {
     if (c->begin == NULL) {
         return false;
     }
     free_frames(c, detach(c, c->begin_prev, c->begin));
-    pool_count_reason(c->pool, reason);
     return true;
+}
+
+void conn_rewind(conn *c, uint32_t byte) {
+    c->send = c->head;
+    c->send_byte = byte;
+    c->unsent = 0;
+    c->unsent_cost = 0;
+    c->flushes = 0;
+    c->unsent_end = false;
+    for (const frame_ref *r = c->head; r != NULL; r = r->next) {
+        enters(c, r);
+        c->flushes += (r->flags & CONN_FRAME_FLUSH) != 0;
+    }
+    if (c->head == NULL || byte >= c->head->size) {
+        c->send_byte = 0; /* of a frame that has no such byte */
+    }
+    c->unsent_cost -= c->send_byte;
+    c->sent_requests = c->acked_requests;
+    c->sent_unterminated = c->acked_unterminated;
+}
+
+static void skip_frame(conn *c) {
+    switch (c->send->type) {
+    case CAP_FRAME_READ:
+        c->sent_unterminated = true;
+        break;
+    case CAP_FRAME_EOM:
+        c->sent_requests++;
+        c->sent_unterminated = false;
+        break;
+    case CAP_FRAME_DROP:
+        c->sent_unterminated = false;
+        break;
+    default:
+        break;
+    }
+    conn_advance(c);
+}
+
+void conn_skip(conn *c) {
+    while (c->send != NULL && c->send->seq < c->until_seq) {
+        skip_frame(c);
+    }
+    if (c->send == NULL || c->send->seq != c->until_seq) {
+        return;
+    }
+    if (c->until_byte >= c->send->size) {
+        skip_frame(c);
+    } else if (c->until_byte > c->send_byte) {
+        c->unsent_cost -= c->until_byte - c->send_byte;
+        c->send_byte = c->until_byte;
+        c->sent_unterminated |= c->send->type == CAP_FRAME_READ;
+    }
 }
 
 /* The classes of exchanges that begin from `r` on; `open`: one did before. */
@@ -198,7 +290,9 @@ static void count_from(conn *c, const frame_ref *r, bool open,
     unsigned why = first_reason;
 
     for (; r != NULL; r = r->next) {
-        if (r->type == CAP_FRAME_READ && (r->flags & CAP_FRAME_BEGIN)) {
+        if (r->flags & CONN_FRAME_COUNTS) {
+            pool_count_reason(c->pool, r->code);
+        } else if (r->type == CAP_FRAME_READ && (r->flags & CAP_FRAME_BEGIN)) {
             open = true;
             why = reason;
         } else if (r->type == CAP_FRAME_DROP && open) {
@@ -212,6 +306,15 @@ static void count_from(conn *c, const frame_ref *r, bool open,
     }
     if (open) {
         pool_count_reason(c->pool, why);
+    }
+}
+
+/* Of frames before `end`: what was taken out and was still to be counted. */
+static void count_cut(conn *c, const frame_ref *r, const frame_ref *end) {
+    for (; r != end; r = r->next) {
+        if (r->flags & CONN_FRAME_COUNTS) {
+            pool_count_reason(c->pool, r->code);
+        }
     }
 }
 
@@ -258,6 +361,7 @@ void conn_cut_unsent(conn *c, unsigned reason) {
     while (begin != NULL && !(begin->flags & CAP_FRAME_BEGIN)) {
         begin = begin->next;
     }
+    count_cut(c, cut, begin);
     count_from(c, begin, false, reason, reason);
     free_frames(c, cut);
 }

@@ -25,6 +25,7 @@
 #include "sidecar/pool.h"
 
 /* frame_ref.flags, beyond the worker's own (wire/frame.h) */
+#define CONN_FRAME_COUNTS 0x20  /* ends an exchange that was taken out */
 #define CONN_FRAME_FLUSH 0x40   /* the queue is due up to here */
 #define CONN_FRAME_SIDECAR 0x80 /* made by the sidecar */
 #define CONN_FRAME_WORKERS (CAP_FRAME_BEGIN | CAP_FRAME_WAIT)
@@ -82,8 +83,23 @@ typedef struct conn {
     int32_t partition;    /* -1: not fixed yet */
 
     struct ledger_record *record; /* unacknowledged, or NULL */
-    bool slot_returned;           /* abandoned: the slot may be another's now */
-    bool mute;                    /* nothing may be sent for it any more */
+
+    /*
+     * A record that was handed over and may or may not be in the topic: it
+     * begins at `head`, and ends with byte until_byte of frame until_seq (0:
+     * there is none).  Nothing may be sent until that is settled (`held`);
+     * where it is not in the topic, the next record is just that.
+     */
+    uint64_t until_seq;
+    uint32_t until_byte;
+    bool held;
+    int64_t low_water;          /* of that record; -1 unknown */
+    uint32_t resume_byte;       /* adopted: of the first frame, acknowledged */
+    cap_intent *adopted;        /* what its last owner left, until it goes on */
+    struct settle_doubt *doubt; /* being looked for, or NULL */
+
+    bool slot_returned; /* abandoned: the slot may be another's now */
+    bool mute;          /* nothing may be sent for it any more */
 
     bool is_timed; /* assemble's: due by itself at due_ns */
     bool is_due;   /* the ledger's: has a record to send */
@@ -123,9 +139,28 @@ void conn_release(conn *c);
 
 /*
  * Takes the open exchange out of the queue, where nothing of it is in a
- * record: it ends as `reason`.  False, and nothing done, where it is.
+ * record.  False, and nothing done, where something is.  The frame that ends
+ * it must then be appended with CONN_FRAME_COUNTS, and its reason as code.
  */
-bool conn_cut_exchange(conn *c, unsigned reason);
+bool conn_cut_exchange(conn *c);
+
+/* `send` goes back to the beginning: nothing is in a record any more, of the
+   first frame but `byte` bytes. */
+void conn_rewind(conn *c, uint32_t byte);
+
+/* Everything up to until_seq and until_byte counts as sent. */
+void conn_skip(conn *c);
+
+/* Whether `send` is at the end of the record that may be in the topic. */
+static inline bool conn_at_until(const conn *c) {
+    return c->until_seq != 0 &&
+           (c->send == NULL || c->send->seq > c->until_seq ||
+            (c->send->seq == c->until_seq && c->send_byte >= c->until_byte &&
+             c->send_byte > 0));
+}
+
+/* What cap_slot.acked says of it. */
+uint64_t conn_acked(const conn *c);
 
 /*
  * Takes out all that is in no record: exchanges that begin there end as

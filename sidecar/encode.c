@@ -21,10 +21,15 @@ size_t encode_size(const conn *c, size_t limit) {
 
 static bool put_data(conn *c, record_writer *w) {
     const frame_ref *r = c->send;
-    size_t left = r->size - c->send_byte;
+    uint32_t end = r->size;
+    size_t left;
     size_t n = record_room(w, r->ts_ns);
     const char *data = (const char *)pool_payload(c->pool, r) + c->send_byte;
 
+    if (r->seq == c->until_seq && c->until_byte < end) {
+        end = c->until_byte;
+    }
+    left = end - c->send_byte;
     if (n >= left) {
         n = left;
     } else if (n == 0 || (n < MIN_PIECE && w->observations > 0)) {
@@ -39,7 +44,7 @@ static bool put_data(conn *c, record_writer *w) {
     if (r == c->begin) {
         c->begin = NULL;
     }
-    if (n < left) {
+    if (n < left || end < r->size) {
         c->send_byte += (uint32_t)n;
         c->unsent_cost -= n;
         return false;
@@ -136,7 +141,7 @@ size_t encode_record(conn *c, uint8_t *buf, size_t cap, uint32_t number,
     span->first_byte = c->send_byte;
     span->prior_requests = c->sent_requests;
     span->last = false;
-    while (c->send != NULL && put(c, &w, &span->last)) {
+    while (c->send != NULL && !conn_at_until(c) && put(c, &w, &span->last)) {
         r = c->send;
         conn_advance(c);
     }

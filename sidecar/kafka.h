@@ -17,6 +17,10 @@
 #include "sidecar/loop.h"
 
 typedef struct kafka kafka;
+typedef struct kafka_reader kafka_reader;
+
+/* What every `record` that is produced begins with: whose report it is. */
+typedef enum { KAFKA_OF_LEDGER, KAFKA_OF_SETTLE } kafka_owner;
 
 typedef enum {
     KAFKA_ACKED,         /* in the log of all in-sync replicas */
@@ -68,6 +72,32 @@ int64_t kafka_known_end(const kafka *k, int32_t partition);
  */
 int kafka_produce(kafka *k, int32_t partition, const void *key, size_t key_len,
                   const void *value, size_t len, void *record);
+
+/* ---- reading a partition (kafka_reader.c) ---- */
+
+typedef enum {
+    KAFKA_READ_RECORD, /* `offset`, `value`, `len` */
+    KAFKA_READ_END,    /* all below `offset` has been given */
+    KAFKA_READ_FAILED  /* it cannot be read: `why`; reading has stopped */
+} kafka_read;
+
+typedef void (*kafka_read_cb)(void *owner, int32_t partition, kafka_read what,
+                              int64_t offset, const void *value, size_t len,
+                              const char *why);
+
+/*
+ * A consumer of its own connections, without a group, of uncommitted records
+ * too.  NULL after a line in the log.  `k` must outlive it.  What does not work
+ * now and may later (a broker away) is not reported.
+ */
+kafka_reader *kafka_reader_new(kafka *k, kafka_read_cb cb, void *owner);
+/* From `offset` on, which must be in the log, or from KAFKA_READ_BEGINNING.  0,
+   or -1 after a line. */
+#define KAFKA_READ_BEGINNING (-2) /* RD_KAFKA_OFFSET_BEGINNING */
+int kafka_reader_start(kafka_reader *r, int32_t partition, int64_t offset);
+void kafka_reader_stop(kafka_reader *r, int32_t partition);
+/* Does not wait for librdkafka: a helper thread does. */
+void kafka_reader_free(kafka_reader *r);
 
 /* Bytes in librdkafka's queue, for metrics. */
 size_t kafka_queued(const kafka *k);

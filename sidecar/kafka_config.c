@@ -253,6 +253,32 @@ rd_kafka_conf_t *kafka_config_make(const config *c, size_t batch_size,
     return NULL;
 }
 
+/* Where it must not begin elsewhere than it was told, and says where it ends. */
+static const char *const reader_properties[][2] = {
+    {"enable.partition.eof", "true"},
+    {"auto.offset.reset", "error"},
+    {"isolation.level", "read_uncommitted"},
+    {"enable.auto.commit", "false"},
+    {"enable.auto.offset.store", "false"},
+    {"log.queue", "false"},
+    {"log_level", "3"}, /* else it names each property of producers */
+};
+
+rd_kafka_conf_t *kafka_config_reader(const config *c, FILE *err) {
+    checker ch = {.c = c, .err = err};
+    rd_kafka_conf_t *conf = kafka_config_make(c, KAFKA_BATCH_SIZE, false, err);
+
+    if (conf == NULL)
+        return NULL;
+    for (size_t i = 0;
+         i < sizeof(reader_properties) / sizeof(*reader_properties); i++)
+        set_own(&ch, conf, reader_properties[i][0], reader_properties[i][1]);
+    if (ch.mistakes == 0)
+        return conf;
+    rd_kafka_conf_destroy(conf);
+    return NULL;
+}
+
 /* A producer without servers, which therefore connects to nothing: it tells
    of files that cannot be read and of properties that exclude each other. */
 static int try_without_servers(const config *c, FILE *err) {

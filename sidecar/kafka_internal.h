@@ -152,6 +152,10 @@ struct kafka {
 rd_kafka_conf_t *kafka_config_make(const config *c, size_t batch_size,
                                    bool single, FILE *err);
 
+/* For a consumer that reads the same topic: as above, but for what only
+   producers have. */
+rd_kafka_conf_t *kafka_config_reader(const config *c, FILE *err);
+
 /* kafka_pace.c */
 
 int kafka_pace_resize(kafka *k, int32_t partitions);

@@ -9,6 +9,7 @@
 #include "sidecar/kafka.h"
 #include "sidecar/log.h"
 #include "sidecar/metrics.h"
+#include "sidecar/settle.h"
 
 #define RETRY_FIRST_NS 100000000ll
 #define RETRY_MOST_NS 5000000000ll
@@ -24,6 +25,7 @@ typedef struct buffer {
 } buffer;
 
 typedef struct ledger_record {
+    kafka_owner kind; /* KAFKA_OF_LEDGER */
     ledger *ledger;
     conn *conn;
     uint8_t *value;
@@ -40,6 +42,7 @@ typedef struct ledger_record {
 struct ledger {
     loop *loop;
     kafka *kafka; /* NULL: the export is the destination */
+    settle *settle;
     export_file *export;
     const ledger_events *events;
     size_t record_size;
@@ -56,6 +59,9 @@ static void delivered(void *owner, void *record, kafka_result result,
                       int64_t offset, const char *why);
 static void ready(void *owner, bool is_ready);
 static void free_record(ledger_record *r);
+
+static void settled(void *owner, conn *c, settle_verdict verdict,
+                    int64_t offset);
 
 static const kafka_events events = {delivered, ready};
 
@@ -90,12 +96,19 @@ ledger *ledger_new(const config *c, loop *loop, const ledger_events *ev) {
             ledger_free(l);
             return NULL;
         }
+        l->settle = settle_new(c, loop, l->kafka, settled, l);
+        if (l->settle == NULL) {
+            log_error("out of memory");
+            ledger_free(l);
+            return NULL;
+        }
     }
     return l;
 }
 
 void ledger_stop(ledger *l, int64_t within_ns) {
     l->stopping = true;
+    settle_stop(l->settle);
     if (l->kafka != NULL) {
         kafka_free(l->kafka, within_ns);
         l->kafka = NULL;
@@ -108,6 +121,7 @@ void ledger_free(ledger *l) {
     if (l->export != NULL) {
         export_close(l->export);
     }
+    settle_free(l->settle);
     for (unsigned i = 0; i < BUFFER_CLASSES; i++) {
         for (buffer *b = l->buffers[i]; b != NULL; b = next) {
             next = b->next;
@@ -122,7 +136,7 @@ size_t ledger_record_limit(const ledger *l) {
 }
 
 bool ledger_idle(const ledger *l) {
-    return TAILQ_EMPTY(&l->due) && l->inflight == 0;
+    return TAILQ_EMPTY(&l->due) && l->inflight == 0 && settle_idle(l->settle);
 }
 
 bool ledger_ready(const ledger *l, const char **why) {
@@ -183,12 +197,11 @@ static void show_slot(const conn *c) {
     s->next_number = c->next_number;
     s->requests = c->acked_requests;
     s->unterminated_read = c->acked_unterminated;
-    atomic_store_explicit(&s->acked_bytes, c->send_byte, memory_order_relaxed);
-    atomic_store_explicit(&s->acked_seq, c->acked_seq, memory_order_release);
+    atomic_store_explicit(&s->acked_bytes, c->send_byte, memory_order_release);
 }
 
 /* No record of `c` is unacknowledged: what becomes of the connection? */
-static void settle(ledger *l, conn *c) {
+static void go_on(ledger *l, conn *c) {
     conn_release(c);
     if (c->acked_end) {
         close_conn(l, c);
@@ -198,14 +211,11 @@ static void settle(ledger *l, conn *c) {
 }
 
 void ledger_settle(ledger *l, conn *c) {
-    if (c->record != NULL) {
+    if (c->record != NULL || c->held) {
         return;
     }
     conn_acknowledge(c);
-    if (c->head != c->send) {
-        show_slot(c);
-    }
-    settle(l, c);
+    go_on(l, c);
 }
 
 void ledger_flush(ledger *l, conn *c) {
@@ -215,6 +225,7 @@ void ledger_flush(ledger *l, conn *c) {
 
 void ledger_discard(ledger *l, conn *c) {
     unlist(l, c);
+    settle_forget(l->settle, c);
     conn_forget(c);
     c->slot_returned = true;
     if (c->record != NULL && l->stopping) {
@@ -300,7 +311,7 @@ static void free_record(ledger_record *r) {
 }
 
 /* The whole intent before the record can reach Kafka; `number` makes it so. */
-static void write_intent(const ledger *l, const ledger_record *r) {
+static void write_intent(const ledger_record *r) {
     const conn *c = r->conn;
     cap_intent *i;
 
@@ -311,13 +322,14 @@ static void write_intent(const ledger *l, const ledger_record *r) {
     i->slot_generation = c->generation;
     i->partition = c->partition;
     i->flags = 0;
-    i->low_water =
-        l->kafka != NULL ? kafka_known_end(l->kafka, c->partition) : -1;
+    i->low_water = c->low_water;
     i->first_seq = r->span.first_seq;
     i->last_seq = r->span.last_seq;
     i->first_byte = r->span.first_byte;
     i->last_byte = r->span.last_byte;
     i->prior_requests = r->span.prior_requests;
+    i->requests = c->sent_requests;
+    i->unterminated_read = c->sent_unterminated;
     atomic_store_explicit(&i->acked, 0, memory_order_relaxed);
     atomic_store_explicit(&i->number, r->number, memory_order_release);
 }
@@ -349,12 +361,9 @@ static void abandon(ledger *l, conn *c, unsigned reason, unsigned with_eom,
                     bool farewell) {
     frame_ref *end = NULL;
 
-    conn_cut_all(c, reason, with_eom);
-    c->sent_requests = c->acked_requests;
-    c->sent_unterminated = c->acked_unterminated;
-    intent_done(c);
     unlist(l, c);
     if (!c->slot_returned) {
+        /* first: whatever the slot says is of no meaning from here on */
         pool_return_slot(c->pool, c->slot, c->generation);
         c->slot_returned = true;
         pool_wake(c->pool);
@@ -362,6 +371,12 @@ static void abandon(ledger *l, conn *c, unsigned reason, unsigned with_eom,
     } else {
         farewell = false; /* that was it already, or its worker has gone */
     }
+    pool_ending(c->pool, reason, UINT32_MAX);
+    conn_cut_all(c, reason, with_eom);
+    pool_ending(c->pool, 0, 0);
+    c->until_seq = 0;
+    c->sent_requests = c->acked_requests;
+    c->sent_unterminated = c->acked_unterminated;
     if (farewell && c->next_number > 1) {
         end = pool_make(c->pool, CAP_FRAME_ABANDON, (uint16_t)reason,
                         c->last_ts_ns);
@@ -377,23 +392,35 @@ static void abandon(ledger *l, conn *c, unsigned reason, unsigned with_eom,
 
 /* ---- reports ---- */
 
-static void acked(ledger *l, ledger_record *r, int64_t offset) {
-    conn *c = r->conn;
+/*
+ * The record of this number is in the topic.  The order of the stores is the
+ * point: after the first a successor does the rest again, before it the record
+ * is in doubt; blocks go back last, in go_on().
+ */
+static void confirmed(ledger *l, conn *c, uint32_t number, int64_t offset) {
     cap_slot *s = cap_slot_at(c->pool->header, &c->pool->geometry, c->slot);
 
-    metrics_cell[METRIC_RECORDS]++;
-    metrics_cell[METRIC_RECORD_BYTES] += r->len;
-    pool_count_record(c->pool, r->len);
-    c->next_number = r->number + 1;
+    c->next_number = number + 1;
+    c->until_seq = 0;
     intent_acked(c);
     if (offset >= 0 && !c->slot_returned && pool_owned(c->pool)) {
         s->last_offset = offset;
     }
-    free_record(r);
     conn_acknowledge(c);
     show_slot(c);
     intent_done(c);
-    settle(l, c);
+    go_on(l, c);
+}
+
+static void acked(ledger *l, ledger_record *r, int64_t offset) {
+    conn *c = r->conn;
+    uint32_t number = r->number;
+
+    metrics_cell[METRIC_RECORDS]++;
+    metrics_cell[METRIC_RECORD_BYTES] += r->len;
+    pool_count_record(c->pool, r->len);
+    free_record(r);
+    confirmed(l, c, number, offset);
 }
 
 static void retry_due(loop_timer *timer) {
@@ -425,23 +452,89 @@ static void rejected(ledger *l, ledger_record *r, const char *why) {
     abandon(l, c, CAP_RECORD_REJECTED, CAP_RESPONSE, true);
 }
 
+/* ---- doubt ---- */
+
+/* The record from c->send to until_seq and until_byte may be in the topic. */
+static void look_for(ledger *l, conn *c) {
+    c->held = true;
+    if (settle_add(l->settle, c) != 0) {
+        settled(l, c, SETTLE_UNREADABLE, -1);
+    }
+}
+
 static void in_doubt(ledger *l, ledger_record *r, const char *why) {
     conn *c = r->conn;
 
-    log_limited(&l->log_doubt, LOG_LEVEL_ERROR,
-                "record %" PRIu32 " of %.*s (%zu bytes) is in doubt: %s; the "
-                "connectionId is abandoned",
+    log_limited(&l->log_doubt, LOG_LEVEL_WARN,
+                "record %" PRIu32 " of %.*s (%zu bytes) is in doubt: %s; it is "
+                "looked for in the topic",
                 r->number, (int)c->id_len, c->id, r->len, why);
+    c->until_seq = r->span.last_seq;
+    c->until_byte = r->span.last_byte;
+    conn_rewind(c, r->span.first_byte);
     free_record(r);
-    abandon(l, c, CAP_MAYBE_LOST, CAP_MAYBE_LOST, false);
+    look_for(l, c);
+}
+
+static void settled(void *owner, conn *c, settle_verdict verdict,
+                    int64_t offset) {
+    ledger *l = owner;
+
+    c->held = false;
+    switch (verdict) {
+    case SETTLE_FOUND:
+        conn_skip(c);
+        confirmed(l, c, c->next_number, offset);
+        break;
+    case SETTLE_ABSENT:
+        ledger_flush(l, c);
+        break;
+    case SETTLE_UNREADABLE:
+        log_limited(&l->log_doubt, LOG_LEVEL_ERROR,
+                    "record %" PRIu32 " of %.*s stays in doubt, since its "
+                    "partition cannot be read; the connectionId is abandoned",
+                    c->next_number, (int)c->id_len, c->id);
+        abandon(l, c, CAP_MAYBE_LOST, CAP_MAYBE_LOST, false);
+        break;
+    }
+}
+
+/* c->until_seq and c->next_number are the intent's and the slot's. */
+void ledger_resume(ledger *l, conn *c) {
+    cap_intent *i = c->adopted;
+
+    c->adopted = NULL;
+    if (i == NULL) {
+        c->held = false;
+        ledger_flush(l, c);
+        return;
+    }
+    if (atomic_load_explicit(&i->acked, memory_order_relaxed)) {
+        c->held = false;
+        conn_skip(c);
+        c->sent_requests = i->requests;
+        c->sent_unterminated = i->unterminated_read != 0;
+        conn_mark(c);
+        confirmed(l, c, i->number, -1);
+    } else {
+        c->next_number = i->number;
+        conn_mark(c);
+        look_for(l, c);
+    }
+    free(i);
 }
 
 static void delivered(void *owner, void *record, kafka_result result,
                       int64_t offset, const char *why) {
     ledger *l = owner;
     ledger_record *r = record;
-    conn *c = r->conn;
+    conn *c;
 
+    if (*(kafka_owner *)record == KAFKA_OF_SETTLE) {
+        settle_reported(l->settle, record, result, offset);
+        return;
+    }
+    c = r->conn;
     if (c->mute) {
         free_record(r);
         l->events->closed(c);
@@ -540,7 +633,12 @@ static bool next_record(ledger *l, conn *c) {
         return false;
     }
     cap = buffer_size(r->class) < limit ? buffer_size(r->class) : limit;
+    if (c->until_seq == 0) {
+        c->low_water =
+            l->kafka != NULL ? kafka_known_end(l->kafka, c->partition) : -1;
+    }
     r->len = encode_record(c, r->value, cap, r->number, &r->span);
+    c->until_seq = 0;
     if (r->len == 0) {
         log_limited(&l->log_internal, LOG_LEVEL_ERROR,
                     "a record of %.*s cannot be encoded in %zu bytes",
@@ -550,13 +648,14 @@ static bool next_record(ledger *l, conn *c) {
     }
     metrics_cell[METRIC_INFLIGHT_BYTES] += r->len;
     conn_mark(c); /* what did not fit follows at once */
-    write_intent(l, r);
+    write_intent(r);
     return true;
 }
 
 /* False: wait for room, for a report, or for Kafka. */
 static bool send_one(ledger *l, conn *c) {
-    if (!pool_owned(c->pool) || (c->record == NULL && !conn_needs_record(c))) {
+    if (!pool_owned(c->pool) || c->held ||
+        (c->record == NULL && !conn_needs_record(c))) {
         unlist(l, c);
         return true;
     }

@@ -11,8 +11,11 @@
  *   not persisted   the same bytes again after 100 ms, 200 ms, ... 5 s
  *   rejected        the connection is abandoned: lost(record_rejected); what
  *                   the topic has of it is ended by an exception and a close
- *   in doubt        the connection is abandoned: lost(maybe_lost); nothing
- *                   more of it is sent, since the record may be there
+ *   in doubt        it is looked for in the topic (settle.h), and until then
+ *                   nothing more of the connection is sent.  Found: as acked.
+ *                   Absent: the same span again under the same number.  Where
+ *                   the topic cannot be read the connection is abandoned:
+ *                   lost(maybe_lost)
  *
  * Without a broker in the configuration the file export is the destination:
  * a record that is written there is acknowledged.
@@ -54,6 +57,13 @@ void ledger_flush(ledger *l, conn *c);
 
 /* As far as it needs no record, what is queued takes its class. */
 void ledger_settle(ledger *l, conn *c);
+
+/*
+ * Of a connection that another owner of the pool had (assemble_adopt), whose
+ * unacknowledged frames are queued again: goes on with what c->adopted says of
+ * its last record.
+ */
+void ledger_resume(ledger *l, conn *c);
 
 /* Sends nothing more of `c` and counts nothing; `closed` comes at once, or
    with the report of its record. */

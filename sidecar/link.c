@@ -198,6 +198,7 @@ static void bad_link(peer *p, enum cap_reason reason, const char *why) {
                 "worker %d (uid %u): %s; its link is ended", (int)p->pid,
                 (unsigned)p->uid, why);
     metrics_cell[METRIC_LINKS_BAD]++;
+    pool_keep(p->pool);
     unlink_peer(p, FINISHING);
     finish(p, reason);
 }
@@ -365,6 +366,22 @@ static const char *take_over(peer *p, const int *fds, enum cap_refusal *code) {
     return NULL;
 }
 
+/* The pool has had an owner before us, which is dead. */
+static const char *adopt(peer *p) {
+    const char *why = pool_adopt(p->pool);
+
+    if (why == NULL) {
+        why = assemble_adopt(p->assemble);
+    }
+    if (why == NULL) {
+        log_info("a worker's pool is taken over: %" PRIu32
+                 " blocks hold frames",
+                 p->pool->nold);
+        metrics_cell[METRIC_POOLS_ADOPTED]++;
+    }
+    return why;
+}
+
 static void welcome(peer *p, uint32_t pid) {
     links *ls = p->links;
     cap_message m = {.magic = CAP_HELLO_MAGIC,
@@ -377,6 +394,15 @@ static void welcome(peer *p, uint32_t pid) {
         return;
     }
     loop_timer_cancel(ls->loop, &p->hello);
+    if (m.generation > 1) {
+        const char *why = adopt(p);
+
+        if (why != NULL) {
+            pool_keep(p->pool);
+            refuse(p, CAP_REFUSED_LAYOUT, why);
+            return;
+        }
+    }
     p->state = LINKED;
     p->pid = (pid_t)pid;
     p->read_ns = loop_now_ns(ls->loop);
@@ -548,13 +574,18 @@ static int read_frames(peer *p, uint64_t frames, uint64_t bytes) {
     enum cap_reason reason;
     int rc;
 
-    if (!pool_unread(p->pool) && p->pool->bad == NULL) {
+    if (!pool_unread(p->pool) && p->pool->bad == NULL &&
+        !assemble_adopting(p->assemble)) {
         return 0;
     }
     p->read_ns = loop_now_ns(p->links->loop);
     assemble_turn(p->assemble);
     for (uint64_t n = 0; n < frames; n++) {
         rc = pool_read(p->pool, &f);
+        if (assemble_adopting(p->assemble) && rc != -1 &&
+            (rc == 0 || !pool_is_old(p->pool, f.head.seq))) {
+            assemble_adopted(p->assemble);
+        }
         if (rc == 0) {
             return 0;
         }

@@ -24,6 +24,8 @@
     X(LINKS_BAD, "links_bad_total", counter,                                   \
       "links ended because the worker's memory broke the rules")               \
     X(CONNECTIONS, "connections", gauge, "open connectionIds")                 \
+    X(POOLS_ADOPTED, "pools_adopted_total", counter,                           \
+      "pools that were taken over from a sidecar that had died")               \
     X(POOL_BYTES, "pool_bytes", gauge, "mapped memory of all pools")           \
     X(POOL_BLOCKS_USED, "pool_blocks_used", gauge,                             \
       "blocks that hold bytes not yet held elsewhere")                         \
@@ -32,6 +34,16 @@
       "bytes of acknowledged records")                                         \
     X(RECORDS_RETRIED, "records_retried_total", counter,                       \
       "records sent again because they were certainly not persisted")          \
+    X(DOUBTS, "records_in_doubt", gauge,                                       \
+      "records that may or may not be in the topic, being looked for")         \
+    X(DOUBTS_FOUND, "doubts_found_total", counter,                             \
+      "records that were in doubt and are in the topic")                       \
+    X(DOUBTS_ABSENT, "doubts_absent_total", counter,                           \
+      "records that were in doubt, are not there, and were sent again")        \
+    X(DOUBTS_UNREADABLE, "doubts_unreadable_total", counter,                   \
+      "records in doubt in a partition that cannot be read")                   \
+    X(BARRIERS, "barriers_total", counter,                                     \
+      "records of ours that only mark a place in a partition")                 \
     X(INFLIGHT_RECORDS, "inflight_records", gauge,                             \
       "records handed to Kafka and not acknowledged")                          \
     X(INFLIGHT_BYTES, "inflight_bytes", gauge, "bytes of those records")       \

@@ -11,6 +11,12 @@
 #define KEPT_SLABS 4
 #define NEEDED_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
+struct pool_old {
+    uint64_t first_seq;
+    uint32_t index;
+    uint32_t generation;
+};
+
 struct pool_slab {
     struct pool_slab *next;
     frame_ref refs[SLAB_REFS];
@@ -115,6 +121,7 @@ static void free_slabs(pool *p) {
 void pool_free(pool *p) {
     free_slabs(p);
     munmap(p->header, p->mapped);
+    free(p->old);
     free(p->blocks);
     free(p);
 }
@@ -132,6 +139,65 @@ uint64_t pool_own(pool *p) {
         memory_order_relaxed));
     p->owner = was + 1;
     return p->owner;
+}
+
+/* ---- adoption ---- */
+
+static int by_first_seq(const void *a, const void *b) {
+    const struct pool_old *x = a, *y = b;
+
+    return (x->first_seq > y->first_seq) - (x->first_seq < y->first_seq);
+}
+
+static void adopt_counters(pool *p) {
+    cap_sidecar_counters *s = &p->header->sidecar;
+
+    p->count.captured =
+        atomic_load_explicit(&s->captured, memory_order_relaxed);
+    p->count.truncated =
+        atomic_load_explicit(&s->truncated, memory_order_relaxed);
+    p->count.records = atomic_load_explicit(&s->records, memory_order_relaxed);
+    p->count.bytes = atomic_load_explicit(&s->bytes, memory_order_relaxed);
+    p->count.taken = p->count.captured;
+    for (int i = 0; i < CAP_REASON_CELLS; i++) {
+        p->count.reason[i] =
+            atomic_load_explicit(&s->reason[i], memory_order_relaxed);
+        p->count.taken += p->count.reason[i];
+    }
+}
+
+/* The worker takes no block back while it waits for its WELCOME, so that what
+   is lent stays lent; blocks that it takes meanwhile begin after offered_seq. */
+const char *pool_adopt(pool *p) {
+    const cap_header *h = p->header;
+
+    p->old = calloc(p->geometry.nblocks, sizeof(*p->old));
+    if (p->old == NULL) {
+        return "out of memory";
+    }
+    p->adopted_seq = h->offered_seq;
+    p->adopted_handed = h->offered_handed;
+    p->ring_head = h->offered_tail;
+    p->return_tail =
+        atomic_load_explicit(&h->return_tail, memory_order_relaxed);
+    for (uint32_t i = 0; i < p->geometry.nblocks; i++) {
+        const cap_block *b = cap_block_at(p->header, &p->geometry, i);
+        struct pool_old old = {b->first_seq, i, b->generation};
+
+        if ((old.generation & 1) && pool_is_old(p, old.first_seq)) {
+            p->old[p->nold++] = old;
+        }
+    }
+    qsort(p->old, p->nold, sizeof(*p->old), by_first_seq);
+    if (p->nold == 0) {
+        p->seq = p->adopted_seq + 1;
+    }
+    adopt_counters(p);
+    return NULL;
+}
+
+void pool_keep(pool *p) {
+    atomic_store_explicit(&p->header->kept, 1, memory_order_release);
 }
 
 bool pool_owned(pool *p) {
@@ -189,14 +255,47 @@ static int bad(pool *p, const char *why) {
     return -1;
 }
 
-/* Takes the ring's next block into work.  1, 0: there is none, -1. */
+/* `order`: as if all blocks had come by the ring, for who asks how old one is. */
+static int open_block(pool *p, uint32_t index, uint32_t generation,
+                      uint32_t order) {
+    pool_block *b = &p->blocks[index];
+
+    if (b->state != POOL_BLOCK_AWAY) {
+        return bad(p, "a block was handed over twice");
+    }
+    b->generation = generation;
+    b->order = order;
+    b->state = POOL_BLOCK_OPEN;
+    p->held++;
+    p->reading = true;
+    p->sealed = false;
+    p->block = index;
+    p->at = p->end = p->published = CAP_BLOCK_HEADER;
+    return 1;
+}
+
+static int next_old_block(pool *p) {
+    uint32_t i = p->next_old++;
+    const struct pool_old *o = &p->old[i];
+
+    if (o->first_seq < p->seq) {
+        return bad(p, "blocks have the same frames");
+    }
+    p->seq = o->first_seq;
+    p->by_ring = false;
+    return open_block(p, o->index, o->generation, p->ring_head - p->nold + i);
+}
+
+/* Takes the next block into work.  1, 0: there is none, -1. */
 static int next_block(pool *p) {
     uint32_t tail =
         atomic_load_explicit(&p->header->ring_tail, memory_order_acquire);
     uint64_t entry;
     uint32_t index, generation;
-    pool_block *b;
 
+    if (p->next_old < p->nold) {
+        return next_old_block(p);
+    }
     if (tail == p->ring_head) {
         return 0;
     }
@@ -211,28 +310,17 @@ static int next_block(pool *p) {
     if (index >= p->geometry.nblocks) {
         return bad(p, "block out of range");
     }
-    b = &p->blocks[index];
-    if (b->state != POOL_BLOCK_AWAY) {
-        return bad(p, "a block was handed over twice");
-    }
     if (cap_block_at(p->header, &p->geometry, index)->generation !=
         generation) {
         return bad(p, "a block's generation is not the ring's");
     }
-    b->generation = generation;
-    b->order = p->ring_head;
-    b->state = POOL_BLOCK_OPEN;
-    p->held++;
-    p->reading = true;
-    p->sealed = false;
-    p->block = index;
-    p->at = p->end = p->published = CAP_BLOCK_HEADER;
-    return 1;
+    p->by_ring = true;
+    return open_block(p, index, generation, p->ring_head);
 }
 
 static void end_block(pool *p) {
     p->reading = false;
-    p->ring_head++;
+    p->ring_head += p->by_ring;
     /* for who looks at the pool from outside; nothing depends on it */
     atomic_store_explicit(&p->header->ring_head, p->ring_head,
                           memory_order_relaxed);
@@ -421,10 +509,11 @@ bool pool_unread(pool *p) {
                             ->published,
                        memory_order_acquire) != p->published;
         }
-        head++;
+        head += p->by_ring;
     }
-    return atomic_load_explicit(&p->header->ring_tail, memory_order_acquire) !=
-           head;
+    return p->next_old < p->nold ||
+           atomic_load_explicit(&p->header->ring_tail, memory_order_acquire) !=
+               head;
 }
 
 /*
@@ -481,6 +570,34 @@ void pool_count_reason(pool *p, unsigned reason) {
     p->count.reason[reason]++;
     SHOW(p, reason[reason]);
     count_ended(p);
+}
+
+void pool_count_class(pool *p, unsigned class) {
+    if (class == CAP_ENDING_CAPTURED || class == CAP_ENDING_TRUNCATED) {
+        pool_count_captured(p, class == CAP_ENDING_TRUNCATED);
+    } else {
+        pool_count_reason(p, class);
+    }
+}
+
+void pool_count_missing(pool *p, unsigned class, uint64_t n) {
+    if (n > 0) {
+        p->count.taken += n - 1;
+        p->count.open += n - 1;
+        if (class == CAP_ENDING_CAPTURED || class == CAP_ENDING_TRUNCATED) {
+            p->count.captured += n - 1;
+        } else {
+            p->count.reason[class] += n - 1;
+        }
+        p->count.open -= n - 1;
+        pool_count_taken(p);
+        pool_count_class(p, class);
+    }
+}
+
+void pool_ending(pool *p, unsigned class, uint64_t n) {
+    atomic_store_explicit(&p->header->sidecar.ending, CAP_ENDING(class, n),
+                          memory_order_release);
 }
 
 void pool_count_record(pool *p, uint64_t bytes) {

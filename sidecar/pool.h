@@ -85,8 +85,14 @@ typedef struct pool {
     uint32_t return_tail;
     uint64_t seq; /* the next frame's */
 
+    /* adopted: blocks that were lent when it was offered, oldest first */
+    struct pool_old *old;
+    uint32_t nold, next_old;
+    uint64_t adopted_seq;
+    uint64_t adopted_handed; /* exchanges begun up to there */
+
     /* the block in work; what was read of its `published` */
-    bool reading, sealed;
+    bool reading, sealed, by_ring;
     uint32_t block;
     uint32_t at, end;
     uint32_t published;
@@ -114,6 +120,20 @@ void pool_free(pool *p);
 /* Takes ownership: raises the owner's generation by one and returns it; 0 where
    the worker has withdrawn the pool. */
 uint64_t pool_own(pool *p);
+
+/*
+ * After pool_own, of a pool that had an owner before: pool_read gives what is
+ * in the blocks that are lent, and then what comes by the ring.  Counters go on
+ * from where the header has them; `open` of them is the caller's to tell.
+ * NULL, or why not.
+ */
+const char *pool_adopt(pool *p);
+
+/* Of frames up to this seq (0: none) its owner before us may have done some
+   already. */
+static inline bool pool_is_old(const pool *p, uint64_t seq) {
+    return seq <= p->adopted_seq;
+}
 
 /* Whether it is still ours; once it is not, it never is again. */
 bool pool_owned(pool *p);
@@ -155,6 +175,9 @@ static inline void pool_wake(pool *p) {
     p->rings = true;
 }
 
+/* The link is ended by us: its worker must not offer the pool to others. */
+void pool_keep(pool *p);
+
 /* The worker has gone: blocks stay here, so what it can still publish ends. */
 void pool_close(pool *p);
 
@@ -164,6 +187,12 @@ void pool_count_taken(pool *p);
 void pool_count_captured(pool *p, bool truncated);
 /* One open exchange is filtered or lost. */
 void pool_count_reason(pool *p, unsigned reason);
+/* `n` exchanges that an owner before us had ended and not counted. */
+void pool_count_missing(pool *p, unsigned class, uint64_t n);
+/* As CAP_ENDING's class says. */
+void pool_count_class(pool *p, unsigned class);
+/* Shows what n exchanges are about to be counted as; class 0: nothing. */
+void pool_ending(pool *p, unsigned class, uint64_t n);
 void pool_count_record(pool *p, uint64_t bytes);
 
 #endif

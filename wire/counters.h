@@ -125,8 +125,18 @@ typedef struct {
     _Atomic uint64_t open;      /* gauge */
     _Atomic uint64_t records;   /* acknowledged */
     _Atomic uint64_t bytes;     /* of acknowledged records */
-    uint64_t spare[10];
+    /* exchanges that are ending just now, so that a successor can count them:
+       CAP_ENDING; 0: none */
+    _Atomic uint64_t ending;
+    uint64_t spare[9];
     _Atomic uint64_t reason[CAP_REASON_CELLS];
 } cap_sidecar_counters;
+
+/* class: a reason, or one of these */
+#define CAP_ENDING_CAPTURED 0x100u
+#define CAP_ENDING_TRUNCATED 0x101u
+#define CAP_ENDING(class, n) ((uint64_t)(n) << 16 | (class))
+#define CAP_ENDING_CLASS(e) ((unsigned)(e)&0xffffu)
+#define CAP_ENDING_COUNT(e) ((uint64_t)(e) >> 16)
 
 #endif

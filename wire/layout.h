@@ -15,6 +15,13 @@
  * sidecar -> worker: `returns` gives back blocks whose bytes are held
  * elsewhere, and slots whose connection's close is acknowledged.
  *
+ * Resumption: a pool whose sidecar died is offered to the next.  The worker
+ * has taken all returns before, so that what is lent is what its header calls
+ * lent: odd generations, of blocks and of slots.  Blocks up to offered_seq are
+ * found there, in the order of first_seq; those begun later come by the ring,
+ * from offered_tail on.  A frame that its slot calls acknowledged is passed
+ * over, and so is one whose slot has another generation.
+ *
  * Neither side trusts the other: geometry is copied and checked once
  * (cap_layout_check), indexes and lengths at every use.  All indexes run
  * freely and are masked at use.
@@ -78,12 +85,20 @@ typedef struct {
     _Alignas(64) _Atomic uint32_t ring_tail;
     _Atomic uint32_t return_head;
 
+    /* of the moment when it offered the pool; see "Resumption" */
+    uint32_t offered_tail;
+    uint32_t offered_spare;
+    uint64_t offered_seq;
+    uint64_t offered_handed;
+
     /* the sidecar's line */
     _Alignas(64) _Atomic uint32_t ring_head;
     _Atomic uint32_t return_tail;
     _Atomic uint32_t reader_state;
     /* raised by each new owner; an older one must not produce or return */
     _Atomic uint64_t owner_generation; /* or CAP_POOL_WITHDRAWN */
+    /* the owner ended the link itself: the pool stays its own for good */
+    _Atomic uint32_t kept;
 
     _Alignas(64) cap_worker_counters worker;
     _Alignas(64) cap_sidecar_counters sidecar;
@@ -97,14 +112,18 @@ _Static_assert(sizeof(cap_header) <= CAP_HEADER_SIZE, "header fits its page");
  * again when the sidecar returns it, after the acknowledged close.
  */
 typedef struct {
-    uint32_t generation; /* as in frames; raised each time it is taken */
+    /* as in frames: raised each time it is taken, then odd, and when it comes
+       back; stored last (release) */
+    _Atomic uint32_t generation;
     uint8_t id_len;
     uint8_t cluster;
     uint16_t topic; /* index into the sidecar's permitted topics */
     char id[CAP_ID_SIZE];
     int64_t opened_ns;
 
-    _Atomic uint64_t acked_seq;   /* last frame wholly acknowledged */
+    /* CAP_ACKED: the last frame that is wholly acknowledged, and where in the
+       grammar that is; one store, so that both are always of one moment */
+    _Atomic uint64_t acked;
     _Atomic uint32_t acked_bytes; /* of the frame after it */
     int32_t partition;            /* fixed at the first record; -1 before */
     uint32_t next_number;
@@ -112,8 +131,19 @@ typedef struct {
     uint32_t unterminated_read;
     uint32_t spare;
     int64_t last_offset; /* of its last acknowledged record; -1 unknown */
-    uint64_t spare2[6];
+    uint64_t taken_seq;  /* the worker's: frames of it are later than this */
+    uint64_t spare2[5];
 } cap_slot;
+
+/* flags of cap_slot.acked */
+#define CAP_ACKED_OPEN 1u  /* an exchange has begun and not ended */
+#define CAP_ACKED_EOM 2u   /* and its endOfMessage is among it */
+#define CAP_ACKED_END 4u   /* the connection's end is */
+#define CAP_ACKED_WAITS 8u /* a request of it has waited */
+
+#define CAP_ACKED(seq, flags) ((uint64_t)(seq) << 8 | (flags))
+#define CAP_ACKED_SEQ(a) ((uint64_t)(a) >> 8)
+#define CAP_ACKED_FLAGS(a) ((unsigned)(a)&0xffu)
 
 _Static_assert(sizeof(cap_slot) == 160, "a slot's size is part of the wire");
 
@@ -134,7 +164,9 @@ typedef struct {
     uint32_t last_byte;  /* of last_seq's payload, exclusive */
     uint32_t prior_requests;
     _Atomic uint32_t acked;
-    uint64_t spare[2];
+    uint32_t requests; /* endOfMessage in all records, this one included */
+    uint32_t unterminated_read; /* after this one */
+    uint64_t spare;
 } cap_intent;
 
 _Static_assert(sizeof(cap_intent) == 72,
@@ -144,8 +176,9 @@ _Static_assert(sizeof(cap_intent) == 72,
 typedef struct {
     /* bytes from the block's start that may be read; see CAP_BLOCK_SEALED */
     _Atomic uint32_t published;
-    uint32_t generation; /* raised each time the block is taken */
-    uint64_t first_seq;  /* of its first frame */
+    /* raised each time it is taken, then odd, and when it comes back */
+    uint32_t generation;
+    uint64_t first_seq; /* of its first frame */
     uint64_t spare[6];
 } cap_block;
 

@@ -375,7 +375,7 @@ class Link:
             self._over(c, "CLOSE")
         if not c.end and self.ack:
             at = self.slots_at + f.slot * SLOT_SIZE
-            self.u64[(at + 72) >> 3] = f.seq        # acked_seq
+            self.u64[(at + 72) >> 3] = f.seq << 8   # acked
             if f.type == HOLD or f.flags & WAIT:
                 self.ring()
         return None

@@ -26,8 +26,8 @@ def test_nginx_refuses_capture_include_not_forwarded(check_config):
 
 @pytest.mark.parametrize("key,value", [
     ("spool.path", "/var/lib/capture"), ("spool.size", "1g"),
-    ("settle.time", "3s"), ("durability", "disk")])
-def test_the_sidecar_refuses_spool_and_settlement(workdir, key, value):
+    ("durability", "disk")])
+def test_the_sidecar_refuses_the_spool(workdir, key, value):
     rc, err = check(workdir, {"listen": "unix:/tmp/none",
                               "kafka.bootstrap.servers": "127.0.0.1:9092",
                               key: value})

@@ -87,27 +87,6 @@ def test_capture_begins_when_the_sidecar_comes(stack, source):
     assert_captured(s.drain(), [early, late])
 
 
-def test_a_sidecar_that_dies_costs_what_it_had_and_no_request(stack, source):
-    """Until resumption is built: what was not reported is lost(link_lost);
-    the next sidecar gets new connectionIds."""
-    s = stack()
-    with Session(s) as c:
-        c.request("GET", "/before")
-        s.wait_for_status(settled(1))
-        s.sidecar.kill9()
-        s.wait_for_status(lambda st: not st["workers"][0]["linked"])
-        c.request("GET", "/between")
-        s.sidecar.start()
-        s.wait_for_status(lambda st: st["workers"][0]["linked"])
-        c.request("GET", "/after")
-        status = assert_balanced(s.wait_for_status(settled(3)))
-    assert status["total"]["captured"] == 2
-    assert status["total"]["lost"]["unlinked"] == 1
-    result = verify_topic(s.drain())
-    result.assert_clean()
-    assert len({e.connection_id for e in result.exchanges}) == 2
-
-
 def test_a_worker_that_is_killed_leaves_whole_exchanges_or_named_losses(
         stack, source):
     gate = threading.Event()

@@ -28,10 +28,15 @@ static struct {
     const kafka_events *events;
     void *owner;
     bool ready, full;
+    bool blind; /* nothing can be read */
+    kafka_read_cb read;
+    void *read_owner;
+    int32_t reading; /* partition, or -1 */
+    int64_t read_from;
     size_t limit;
     fake_record records[FAKE_RECORDS];
     unsigned n;
-} fake_kafka = {.ready = true, .limit = 1048076};
+} fake_kafka = {.ready = true, .reading = -1, .limit = 1048076};
 
 int kafka_check(const config *c, FILE *err) {
     (void)c, (void)err;
@@ -69,6 +74,40 @@ int32_t kafka_partition(const kafka *k, const void *key, size_t len) {
 int64_t kafka_known_end(const kafka *k, int32_t partition) {
     (void)k;
     return 100 + partition;
+}
+
+uint32_t kafka_murmur2(const void *key, size_t len) {
+    return len > 0 ? *(const uint8_t *)key : 0;
+}
+
+/* One reader, which reads what the test says. */
+kafka_reader *kafka_reader_new(kafka *k, kafka_read_cb cb, void *owner) {
+    (void)k;
+    fake_kafka.read = cb;
+    fake_kafka.read_owner = owner;
+    return (kafka_reader *)&fake_kafka;
+}
+
+int kafka_reader_start(kafka_reader *r, int32_t partition, int64_t offset) {
+    (void)r;
+    fake_kafka.reading = partition;
+    fake_kafka.read_from = offset;
+    if (fake_kafka.blind) {
+        fake_kafka.reading = -1;
+        fake_kafka.read(fake_kafka.read_owner, partition, KAFKA_READ_FAILED, -1,
+                        NULL, 0, "the test says so");
+    }
+    return 0;
+}
+
+void kafka_reader_stop(kafka_reader *r, int32_t partition) {
+    (void)r;
+    ck_assert_int_eq(fake_kafka.reading, partition);
+    fake_kafka.reading = -1;
+}
+
+void kafka_reader_free(kafka_reader *r) {
+    (void)r;
 }
 
 size_t kafka_queued(const kafka *k) {

@@ -67,7 +67,7 @@ void fake_take_slot(fake_worker *w, uint32_t slot, const char *id) {
     s->partition = -1;
     s->next_number = 1;
     s->last_offset = -1;
-    atomic_store(&s->acked_seq, 0);
+    atomic_store(&s->acked, 0);
 }
 
 static void take_block(fake_worker *w) {

@@ -127,7 +127,6 @@ static const struct {
     {GOOD "durability = paper\n", "choose one of: kafka"},
     {GOOD "spool.path = /x\n", "spool.path = /x: this key is not built yet"},
     {GOOD "spool.size = 1g\n", "not built yet"},
-    {GOOD "settle.time = 3s\n", "not built yet"},
     {GOOD "kafka. = 3s\n", "needs the name"},
 };
 /* clang-format on */

@@ -8,6 +8,7 @@
  *   response.c    head as NGINX would send it, body
  *   exchange.c    both as frames: READ EOM WRITE END, DROP, ABANDON
  *   wait.c        the request's end held until it is durable
+ *   early.c       a response that begins before its request has ended
  *   connection.c  connectionIds: slots, timestamps, CLOSE
  *   pool.c        frames into blocks of shared memory; publishing
  *   link.c        the Unix socket to the sidecar
@@ -47,6 +48,7 @@
 
 typedef struct ngx_http_capture_conn_s  ngx_http_capture_conn_t;
 typedef struct ngx_http_capture_ctx_s   ngx_http_capture_ctx_t;
+typedef struct ngx_http_capture_early_s  ngx_http_capture_early_t;
 
 
 typedef struct {
@@ -198,6 +200,10 @@ struct ngx_http_capture_ctx_s {
     cap_frame                  frame;      /* the next; slot: ctx's own */
     uint64_t                   end_seq;
 
+    ngx_http_capture_early_t  *early;      /* held until endOfMessage */
+    ngx_http_capture_early_t  *early_last;
+    size_t                     early_size; /* memory */
+
     unsigned                   state:4;    /* ngx_http_capture_state_e */
     unsigned                   reason:8;   /* cap_reason */
     unsigned                   has_body:1;
@@ -207,6 +213,7 @@ struct ngx_http_capture_ctx_s {
     unsigned                   eom_sent:1;
     unsigned                   response_begun:1;
     unsigned                   response_chunked:1;
+    unsigned                   early_cut:1;        /* not all of it is held */
 };
 
 
@@ -290,6 +297,15 @@ ngx_int_t ngx_http_capture_wait_body(ngx_http_request_t *r,
 void ngx_http_capture_wait_wake(ngx_http_capture_worker_t *w);
 void ngx_http_capture_wait_forget(ngx_http_capture_wait_t *wait);
 void ngx_http_capture_wait_bell_handler(ngx_event_t *rev);
+
+/* early.c */
+
+ngx_uint_t ngx_http_capture_early_may_end(ngx_http_capture_ctx_t *ctx);
+void ngx_http_capture_early_hold(ngx_http_capture_ctx_t *ctx, u_char *data,
+    size_t len);
+void ngx_http_capture_early_flush(ngx_http_capture_ctx_t *ctx);
+void ngx_http_capture_early_end(ngx_http_capture_ctx_t *ctx);
+void ngx_http_capture_early_free(ngx_http_capture_ctx_t *ctx);
 
 /* response.c */
 

@@ -91,6 +91,11 @@ ngx_http_capture_data(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
         return;
     }
 
+    if (type == CAP_FRAME_WRITE && !ctx->eom_sent) {
+        ngx_http_capture_early_hold(ctx, data, len);
+        return;
+    }
+
     f = ngx_http_capture_frame(pool, ctx, type);
 
     if (ngx_http_capture_pool_data(pool, f, data, len) != NGX_OK) {
@@ -171,6 +176,7 @@ ngx_http_capture_eom(ngx_http_capture_ctx_t *ctx, ngx_uint_t flags)
 
     if (ngx_http_capture_pool_control(pool, f, &ctx->eom) == NGX_OK) {
         ctx->eom_sent = 1;
+        ngx_http_capture_early_flush(ctx);
     }
 }
 

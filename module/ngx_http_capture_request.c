@@ -552,7 +552,9 @@ ngx_http_capture_cleanup(void *data)
             ngx_http_capture_finish(ctx, CAP_FRAME_END, CAP_END_TRUNCATED);
 
         } else {
-            ngx_http_capture_finish(ctx, CAP_FRAME_DROP, CAP_CLIENT_ABORT);
+            ngx_http_capture_finish(ctx, CAP_FRAME_DROP,
+                                    ctx->response_begun ? CAP_UNREAD_BODY
+                                                        : CAP_CLIENT_ABORT);
         }
 
         break;
@@ -560,4 +562,6 @@ ngx_http_capture_cleanup(void *data)
     default:
         break;
     }
+
+    ngx_http_capture_early_free(ctx);
 }

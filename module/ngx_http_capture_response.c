@@ -153,10 +153,7 @@ ngx_http_capture_head_record(ngx_http_request_t *r,
         ngx_http_capture_eom(ctx, 0);
     }
 
-    if (!ctx->eom_sent) {
-
-        /* the record's grammar has no response before the request's end */
-
+    if (!ngx_http_capture_early_may_end(ctx)) {
         ngx_http_capture_finish(ctx, CAP_FRAME_DROP, CAP_UNREAD_BODY);
         return;
     }
@@ -178,7 +175,7 @@ ngx_http_capture_head_record(ngx_http_request_t *r,
 
     if (r->header_only) {
         ctx->response_chunked = 0;
-        ngx_http_capture_finish(ctx, CAP_FRAME_END, CAP_END_COMPLETE);
+        ngx_http_capture_early_end(ctx);
     }
 }
 
@@ -244,7 +241,7 @@ ngx_http_capture_body_out(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
                                   sizeof("0" CRLF CRLF) - 1);
         }
 
-        ngx_http_capture_finish(ctx, CAP_FRAME_END, CAP_END_COMPLETE);
+        ngx_http_capture_early_end(ctx);
         return;
     }
 }

@@ -35,7 +35,7 @@
       "the client left before its request was complete")                       \
     X(REFUSED, 9, FILTERED, "refused", "capture_on_failure refuse")            \
     X(UNREAD_BODY, 10, FILTERED, "unread_body",                                \
-      "the request was answered before its body had been read")                \
+      "the request was answered, and its body never read to its end")          \
     X(UNLINKED, 32, LOST, "unlinked", "no sidecar was linked to the worker")   \
     X(POOL_FULL, 33, LOST, "pool_full",                                        \
       "capture_buffer had no room for the request")                            \

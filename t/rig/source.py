@@ -46,7 +46,7 @@ class Response:
     interim        raw bytes sent before, such as a 103
     raw            the whole answer as it is; status to chunked do not count
     hold           a threading.Event to wait for before the head is sent
-    hold_body      the same, before the body (after its first byte, if any)
+    hold_body      the same, in the body, after hold_at bytes of it as they are sent
     cut            close the connection after so many bytes of the body
     close          close the connection after it
     trailers       [(name, value)] after the last chunk
@@ -61,6 +61,7 @@ class Response:
     raw: bytes = None
     hold: threading.Event = None
     hold_body: threading.Event = None
+    hold_at: int = 1
     cut: int = None
     close: bool = False
     trailers: list = field(default_factory=list)
@@ -197,10 +198,10 @@ class Source:
         if request.method == "HEAD" or response.status in (204, 304):
             body, end = b"", b""
         if response.hold_body:
-            writer.write(head + body[:1])
+            writer.write(head + body[:response.hold_at])
             await writer.drain()
             await _wait(response.hold_body)
-            head, body = b"", body[1:]
+            head, body = b"", body[response.hold_at:]
         if response.cut is not None:
             writer.write(head + body[:response.cut])
             await writer.drain()

@@ -14,6 +14,9 @@
 
 #define NGX_HTTP_CAPTURE_CHUNKED  "Transfer-Encoding: chunked" CRLF
 
+/* what the Traffic Replayer's decoder takes */
+#define NGX_HTTP_CAPTURE_MAX_TRAILERS  8192
+
 /* what is not from a list or a string, at most; a redirect is written apart */
 #define NGX_HTTP_CAPTURE_FIXED_HEAD                                           \
     (sizeof("HTTP/1.1 " CRLF "Server: " NGINX_VER_BUILD CRLF                  \
@@ -34,13 +37,19 @@ typedef struct {
 static ngx_int_t ngx_http_capture_head(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_str_t *head);
 static size_t ngx_http_capture_head_size(ngx_http_request_t *r);
-static u_char *ngx_http_capture_head_fields(ngx_http_request_t *r, u_char *p);
+static u_char *ngx_http_capture_head_fields(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, u_char *p);
 static u_char *ngx_http_capture_head_server(ngx_http_request_t *r, u_char *p);
-static u_char *ngx_http_capture_head_list(ngx_http_request_t *r, u_char *p);
+static u_char *ngx_http_capture_head_list(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, u_char *p);
 static ngx_uint_t ngx_http_capture_is_hop(ngx_table_elt_t *h);
 static ngx_uint_t ngx_http_capture_redirect(ngx_http_request_t *r);
 static u_char *ngx_http_capture_status_line(ngx_http_request_t *r, u_char *p);
 static u_char *ngx_http_capture_number(u_char *p, uint64_t n);
+static ngx_uint_t ngx_http_capture_expects_trailers(ngx_http_request_t *r);
+static void ngx_http_capture_last_chunk(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx);
+static size_t ngx_http_capture_trailers(ngx_http_request_t *r, u_char *p);
 static void ngx_http_capture_tell_abort(ngx_http_request_t *r);
 static void ngx_http_capture_head_record(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_str_t *head, ngx_str_t *location);
@@ -236,14 +245,92 @@ ngx_http_capture_body_out(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
         }
 
         if (ctx->response_chunked) {
-            ngx_http_capture_data(ctx, CAP_FRAME_WRITE,
-                                  (u_char *) "0" CRLF CRLF,
-                                  sizeof("0" CRLF CRLF) - 1);
+            ngx_http_capture_last_chunk(r, ctx);
         }
 
         ngx_http_capture_early_end(ctx);
         return;
     }
+}
+
+
+/* The end of a chunked body, with the trailers that the client gets. */
+
+static void
+ngx_http_capture_last_chunk(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
+{
+    u_char  *p;
+    size_t   len;
+
+    ngx_http_capture_data(ctx, CAP_FRAME_WRITE, (u_char *) "0" CRLF,
+                          sizeof("0" CRLF) - 1);
+
+    len = 0;
+
+    if (r->chunked || r->http_version >= NGX_HTTP_VERSION_20) {
+        len = ngx_http_capture_trailers(r, NULL);
+    }
+
+    if (len && len <= NGX_HTTP_CAPTURE_MAX_TRAILERS) {
+        p = ngx_pnalloc(r->pool, len);
+
+        if (p) {
+            ngx_http_capture_data(ctx, CAP_FRAME_WRITE, p,
+                                  ngx_http_capture_trailers(r, p));
+        }
+    }
+
+    ngx_http_capture_data(ctx, CAP_FRAME_WRITE, (u_char *) CRLF, 2);
+}
+
+
+/* The lines of the trailers; returns their length.  p: NULL to count only. */
+
+static size_t
+ngx_http_capture_trailers(ngx_http_request_t *r, u_char *p)
+{
+    size_t            len;
+    ngx_uint_t        i;
+    ngx_list_part_t  *part;
+    ngx_table_elt_t  *h;
+
+    len = 0;
+
+    for (part = &r->headers_out.trailers.part; part; part = part->next) {
+        h = part->elts;
+
+        for (i = 0; i < part->nelts; i++) {
+
+            if (h[i].hash == 0) {
+                continue;
+            }
+
+            len += h[i].key.len + h[i].value.len + sizeof(": " CRLF) - 1;
+
+            if (p) {
+                p = ngx_cpymem(p, h[i].key.data, h[i].key.len);
+                *p++ = ':'; *p++ = ' ';
+                p = ngx_cpymem(p, h[i].value.data, h[i].value.len);
+                *p++ = CR; *p++ = LF;
+            }
+        }
+    }
+
+    return len;
+}
+
+
+/* With add_trailer the chunked filter below drops Content-Length. */
+
+static ngx_uint_t
+ngx_http_capture_expects_trailers(ngx_http_request_t *r)
+{
+    ngx_http_core_loc_conf_t  *clcf;
+
+    clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
+
+    return r->expect_trailers && r->http_version >= NGX_HTTP_VERSION_11
+           && clcf->chunked_transfer_encoding;
 }
 
 
@@ -267,22 +354,23 @@ ngx_http_capture_head(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
     p = ngx_http_capture_status_line(r, p);
     *p++ = CR; *p++ = LF;
 
-    p = ngx_http_capture_head_fields(r, p);
-
     bodyless = r->method == NGX_HTTP_HEAD
                || r->headers_out.status == NGX_HTTP_NO_CONTENT
                || r->headers_out.status == NGX_HTTP_NOT_MODIFIED;
 
     ctx->response_chunked = !bodyless
-                            && r->headers_out.content_length == NULL
-                            && r->headers_out.content_length_n < 0;
+                            && ((r->headers_out.content_length == NULL
+                                 && r->headers_out.content_length_n < 0)
+                                || ngx_http_capture_expects_trailers(r));
+
+    p = ngx_http_capture_head_fields(r, ctx, p);
 
     if (ctx->response_chunked) {
         p = ngx_cpymem(p, NGX_HTTP_CAPTURE_CHUNKED,
                        sizeof(NGX_HTTP_CAPTURE_CHUNKED) - 1);
     }
 
-    p = ngx_http_capture_head_list(r, p);
+    p = ngx_http_capture_head_list(r, ctx, p);
     *p++ = CR; *p++ = LF;
 
     head->len = p - head->data;
@@ -319,7 +407,8 @@ ngx_http_capture_head_size(ngx_http_request_t *r)
 /* What NGINX keeps in struct fields, in the order in which it sends it. */
 
 static u_char *
-ngx_http_capture_head_fields(ngx_http_request_t *r, u_char *p)
+ngx_http_capture_head_fields(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, u_char *p)
 {
     ngx_http_headers_out_t  *out;
 
@@ -351,7 +440,9 @@ ngx_http_capture_head_fields(ngx_http_request_t *r, u_char *p)
         *p++ = CR; *p++ = LF;
     }
 
-    if (out->content_length == NULL && out->content_length_n >= 0) {
+    if (out->content_length == NULL && out->content_length_n >= 0
+        && !ctx->response_chunked)
+    {
         p = ngx_cpymem(p, "Content-Length: ", sizeof("Content-Length: ") - 1);
         p = ngx_http_capture_number(p, out->content_length_n);
         *p++ = CR; *p++ = LF;
@@ -400,7 +491,8 @@ ngx_http_capture_head_server(ngx_http_request_t *r, u_char *p)
 
 
 static u_char *
-ngx_http_capture_head_list(ngx_http_request_t *r, u_char *p)
+ngx_http_capture_head_list(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, u_char *p)
 {
     ngx_uint_t        i, redirect;
     ngx_list_part_t  *part;
@@ -414,7 +506,9 @@ ngx_http_capture_head_list(ngx_http_request_t *r, u_char *p)
         for (i = 0; i < part->nelts; i++) {
 
             if (h[i].hash == 0 || ngx_http_capture_is_hop(&h[i])
-                || (redirect && &h[i] == r->headers_out.location))
+                || (redirect && &h[i] == r->headers_out.location)
+                || (ctx->response_chunked
+                    && &h[i] == r->headers_out.content_length))
             {
                 continue;
             }

@@ -195,13 +195,14 @@ class Message:
             self.headers.append((name, value))
         lengths = self.all("content-length")
         coding = self.all("transfer-encoding")
+        self.trailers = []
         assert len(lengths) + len(coding) <= 1, head
         if bodyless:
             self.body = rest
             assert not rest and not coding, raw[:500]
         elif coding:
             assert coding == ["chunked"]
-            self.body = dechunk(rest)
+            self.body, self.trailers = dechunk(rest)
         else:
             self.body = rest
             assert len(rest) == int(lengths[0] if lengths else 0), (
@@ -219,8 +220,9 @@ def dechunk(data):
         assert line and all(c in b"0123456789abcdef" for c in line), line
         size, at = int(line, 16), end + 2
         if size == 0:
-            assert data[at:] == b"\r\n", data[at:at + 100]
-            return b"".join(parts)
+            *lines, last, nothing = data[at:].split(b"\r\n")
+            assert last == nothing == b"", data[at:at + 100]
+            return b"".join(parts), lines
         parts.append(data[at:at + size])
         assert len(parts[-1]) == size and data[at + size:at + size + 2] == b"\r\n"
         at += size + 2

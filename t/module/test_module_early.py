@@ -4,6 +4,7 @@ for them behind the request only: they are held until that is there.
 FakeSidecar fails for a WRITE before its exchange's EOM, in every test here.
 """
 
+import os
 import threading
 
 import pytest
@@ -266,3 +267,17 @@ def test_a_pool_that_is_full_at_the_request_s_end(rig, source):
     assert (x.end, x.reason) == ("ABANDON", "response") and y.complete
     assert x.response.startswith(b"HTTP/1.1 200")
     r.total(seen=2, response=1, captured=1)
+
+
+def test_what_nobody_will_read_is_dropped_at_the_response_s_head(rig):
+    """A file asked for with a body: it need not be held, nor even copied."""
+    r = rig(server="location /s/ { alias html/; }")
+    os.makedirs(os.path.join(r.directory, "html"))
+    with open(os.path.join(r.directory, "html", "f"), "wb") as f:
+        f.truncate(50_000_000)
+    with r.client() as client:
+        client.send(build_request("GET", "/s/f", [HOST], b"body")[:-2])
+        begins(client)
+        x, = r.exchanges(1)          # the client has not got it all by far
+    assert (x.end, x.reason, x.response) == ("DROP", "unread_body", b"")
+    r.total(seen=1, unread_body=1)

@@ -664,3 +664,58 @@ def test_the_sum_holds_at_every_look_under_load(rig, source):
     for t in threads:
         t.join()
     r.total(seen=sum(count), captured=count[0] + count[1], bypass=count[2])
+
+
+# trailers
+
+TRAILERS = 'add_trailer X-Sum "s um"; add_trailer X-None ""; add_trailer X-End e;'
+
+
+@pytest.mark.parametrize("chunked", [None, (100,)])
+@pytest.mark.parametrize("version", ["1.0", "1.1", "2"])
+def test_trailers_are_captured_as_the_client_gets_them(rig, source, version, chunked):
+    """They make a chunked response out of one with a length; HTTP/1.0 has none."""
+    port = free_port()
+    r = rig(server=f"listen 127.0.0.1:{port} http2; {TRAILERS}")
+    source.answer = lambda q: Response(body=pattern(1000), chunked=chunked,
+                                       trailers=[("X-Source", "1")])
+    if version == "2":
+        with Client2(port) as client:
+            answer = client.request("GET", "/")
+    else:
+        with r.client() as client:
+            client.send(f"GET / HTTP/{version}\r\nHost: a\r\n\r\n".encode())
+            answer = client.receive()
+    x, = r.exchanges(1)
+    got = Message(x.response)
+    assert got.body == bytes(answer.body) == pattern(1000)
+    want = [] if version == "1.0" else ["X-Sum: s um", "X-End: e"]
+    assert [f"{n}: {v}".lower() for n, v in answer.trailers] == [
+        line.lower() for line in want]
+    assert got.trailers == [line.encode() for line in want]
+    # HTTP/2 can have a length beside trailers
+    assert got.all("content-length") == (
+        [] if want else [v for n, v in answer.headers if n == "Content-Length"])
+
+
+def test_trailers_that_the_replayer_cannot_take_are_left_out(rig, source):
+    r = rig(http="map '' $long { default '%s'; }" % ("v" * 4000),
+            server="add_trailer A $long; add_trailer B $long;"
+                   "location /more { add_trailer A $long; add_trailer B $long;"
+                   "add_trailer C $long; proxy_pass http://source; }")
+    answers = [r.get(target) for target in ("/", "/more")]
+    assert [len(a.trailers) for a in answers] == [2, 3]
+    few, many = r.exchanges(2)
+    assert len(Message(few.response).trailers) == 2
+    assert Message(many.response).trailers == []
+    assert Message(many.response).body == b"ok\n"
+
+
+def test_heads_have_no_trailers(rig, source):
+    r = rig(server=TRAILERS)
+    source.answer = lambda q: Response(
+        status=int(q.target[1:4]), body=b"" if q.method == "HEAD" else b"x")
+    for n, (method, target) in enumerate((("HEAD", "/200"), ("GET", "/304"),
+                                          ("GET", "/204"))):
+        answer = r.get(target, method=method)
+        same_response(r.exchanges(n + 1)[-1], answer, bodyless=True)

@@ -269,11 +269,10 @@ def grpc_server():
     server.stop(None).wait()
 
 
-def test_grpc_calls_are_captured_but_for_their_trailers(
+def test_grpc_calls_are_captured_with_their_trailers(
         stack2, source, grpc_server):
-    """Unary calls and streams are exchanges, answered before their end or not.
-    grpc-status is in a trailer, which the record has not, but for an answer that
-    has no message."""
+    """Unary calls and streams are exchanges, answered before their end or not;
+    grpc-status is in a trailer, or in the head of an answer without a message."""
     import grpc
     s = stack2(server=f"location /test.T/ {{ grpc_pass 127.0.0.1:{grpc_server}; }}")
     with grpc.insecure_channel(f"127.0.0.1:{s.port2}") as channel:
@@ -313,7 +312,9 @@ def test_grpc_calls_are_captured_but_for_their_trailers(
                 assert response.values(b"grpc-status") == [b"5"]
             else:
                 assert response.body[5:] == b"re:" + message
-                assert not response.values(b"grpc-status")
+                assert response.trailers == [(b"grpc-status", b"0"),
+                                             (b"grpc-message", b""),
+                                             (b"x-trailer", b"t")]
         elif request.start_line.startswith(b"POST /test.T/Chat"):
             assert request.body == b"\0\0\0\0\1a\0\0\0\0\1b"
             assert response.body == b"\0\0\0\0\4re:a\0\0\0\0\4re:b"

@@ -7,7 +7,7 @@ they are), lenient where a client may be: `parse_*` judges what was captured,
 
 import datetime
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # The Replayer's parsers hold these limits; line terminators do not count.
 MAX_REQUEST_LINE = 4096
@@ -43,6 +43,7 @@ class Message:
     head: bytes
     body: bytes = b""
     chunked: bool = False
+    trailers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     def values(self, name: bytes) -> list[bytes]:
         return [value for header, value in self.headers if header.lower() == name]
@@ -159,7 +160,7 @@ def _parse_body(raw, message, rule):
         if lengths or [coding.lower() for coding in codings] != [b"chunked"]:
             raise HttpError(rule, f"Transfer-Encoding {codings}, Content-Length {lengths}")
         message.chunked = True
-        message.body, end = _dechunk(raw, at, rule)
+        message.body, message.trailers, end = _dechunk(raw, at, rule)
         return end
     if not lengths:
         return None
@@ -181,19 +182,20 @@ def _dechunk(raw, at, rule):
             raise HttpError(rule, f"chunk size {_show(line)}")
         size = int(match.group(1), 16)
         if size == 0:
-            return b"".join(pieces), _skip_trailers(raw, at, rule)
+            return b"".join(pieces), *_parse_trailers(raw, at, rule)
         if raw[at + size : at + size + 2] != b"\r\n":
             raise HttpError(rule, f"a chunk of {size} bytes at byte {at} has no end")
         pieces.append(raw[at : at + size])
         at += size + 2
 
 
-def _skip_trailers(raw, at, rule):
+def _parse_trailers(raw, at, rule):
+    trailers = []
     while True:
         line, at = _chunk_line(raw, at, rule)
         if not line:
-            return at
-        _parse_header(line, rule)
+            return trailers, at
+        trailers.append(_parse_header(line, rule))
 
 
 def _chunk_line(raw, at, rule):

@@ -34,6 +34,7 @@ class Answer:
     headers: list
     body: bytes = b""
     interim: list = field(default_factory=list)
+    trailers: list = field(default_factory=list)
     complete: bool = True
 
     def header(self, name):
@@ -146,7 +147,7 @@ class Client:
             return
         length = answer.header("content-length")
         if "chunked" in (answer.header("transfer-encoding") or "").lower():
-            answer.body, answer.complete = self._chunks()
+            answer.body, answer.complete = self._chunks(answer.trailers)
         elif length is not None:
             answer.body = self._exactly(int(length))
             answer.complete = len(answer.body) == int(length)
@@ -156,7 +157,7 @@ class Client:
             answer.body = bytes(self._buffer)
             self._buffer.clear()
 
-    def _chunks(self):
+    def _chunks(self, trailers):
         body = bytearray()
         while True:
             line = self._until(b"\r\n")
@@ -172,6 +173,8 @@ class Client:
         while (line := self._until(b"\r\n")) != b"\r\n":
             if line is None:
                 return bytes(body), False
+            name, _, value = line[:-2].decode("latin-1").partition(":")
+            trailers.append((name, value.strip(" \t")))
         return bytes(body), True
 
 

@@ -121,6 +121,15 @@ ngx_http_capture_head_out(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
         return next(r);
     }
 
+    if (status < NGX_HTTP_OK) {
+
+        /* an interim head that NGINX takes for the final one: as if cut */
+
+        ngx_http_capture_finish(ctx, CAP_FRAME_ABANDON,
+                                ctx->eom_sent ? CAP_RESPONSE : CAP_INTERNAL);
+        return next(r);
+    }
+
     if (ngx_http_capture_head(r, ctx, &head) != NGX_OK) {
         return NGX_ERROR;
     }

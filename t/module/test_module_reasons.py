@@ -365,6 +365,21 @@ def test_a_client_that_leaves_while_the_source_works_is_truncated(rig, source,
     r.closed(1)
 
 
+def test_an_interim_head_of_the_source_is_no_response(rig, source):
+    """Older NGINX takes a 103 for the final head; a record must not have it."""
+    source.answer = lambda q: Response(raw=(
+        b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+    r = rig()
+    raw = build_request("GET", "/", [HOST])
+    with r.client() as client:
+        client.send(raw)
+        x, = r.exchanges(1)
+    same_request(x, raw)
+    assert (x.end, x.reason, x.response) == ("ABANDON", "response", b"")
+    r.total(seen=1, response=1)
+
+
 # nginx's own detours
 
 def test_a_502_of_nginx_is_captured(rig, source):

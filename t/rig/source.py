@@ -2,6 +2,8 @@
 answers as the test says."""
 
 import asyncio
+import socket
+import struct
 import threading
 from dataclasses import dataclass, field
 
@@ -49,6 +51,7 @@ class Response:
     hold_body      the same, in the body, after hold_at bytes of it as they are sent
     cut            close the connection after so many bytes of the body
     close          close the connection after it
+    reset          with cut or close: so that the peer gets a RST
     trailers       [(name, value)] after the last chunk
     """
     status: int = 200
@@ -64,6 +67,7 @@ class Response:
     hold_at: int = 1
     cut: int = None
     close: bool = False
+    reset: bool = False
     trailers: list = field(default_factory=list)
 
     def head(self):
@@ -180,7 +184,11 @@ class Source:
         early = self.early(request)
         if not early:
             await _read_body(request, reader)
-        done = await self._respond(request, self.answer(request), writer)
+        response = self.answer(request)
+        done = await self._respond(request, response, writer)
+        if response.reset and not done:
+            writer.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if early and done:
             await _read_body(request, reader)
         wants_close = (request.header("connection") or "").lower() == "close"

@@ -8,6 +8,16 @@ script/gen-docs reads them out of the tests' sources, calls of `row`, `case` and
 the module's FIDELITY. This file imports nothing, for its sake.
 """
 
+# of the page, in its order
+SECTIONS = (
+    "HTTP/1",
+    "HTTP/2",
+    "gRPC, streams, early responses",
+    "What NGINX does with a request",
+    "Clients and sources that go away",
+    "Not captured, or not wholly",
+)
+
 # what an exchange ends as -> (what is captured, what is replayed)
 ENDS = {
     "captured": ("all of it", "the request, against the whole response"),

@@ -145,6 +145,18 @@ class KafkaBroker:
 
     def read_topic(self, topic, timeout=60):
         """All records up to the end offsets of now, by partition and offset."""
+        return sorted((Record(m.partition(), m.offset(), m.key(), m.value())
+                       for m in self._messages(topic, timeout)),
+                      key=lambda r: (r.partition, r.offset))
+
+    def created(self, topic, timeout=60):
+        """When they were produced: {(partition, offset): ns}"""
+        return {(m.partition(), m.offset()): m.timestamp()[1] * 1_000_000
+                for m in self._messages(topic, timeout)}
+
+    # inside
+
+    def _messages(self, topic, timeout):
         marks = self._watermarks(topic)
         consumer = self._consumer()
         consumer.assign([TopicPartition(topic, p, low)
@@ -160,7 +172,7 @@ class KafkaBroker:
                     raise KafkaException(m.error())
                 p, high = m.partition(), marks[m.partition()][1]
                 if m.offset() < high:
-                    records.append(Record(p, m.offset(), m.key(), m.value()))
+                    records.append(m)
                 if m.offset() >= high - 1:
                     missing.discard(p)
             return not missing
@@ -168,9 +180,7 @@ class KafkaBroker:
             wait_until(complete, timeout, f"the records of topic {topic}")
         finally:
             consumer.close()
-        return sorted(records, key=lambda r: (r.partition, r.offset))
-
-    # inside
+        return records
 
     def _watermarks(self, topic):
         partitions = self.admin.list_topics(timeout=10).topics[topic].partitions

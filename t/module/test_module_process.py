@@ -9,6 +9,7 @@ import pytest
 
 from capture_rig import flat
 from rig.client import build_request
+from path.fidelity import row
 from rig.source import Response, pattern
 from rig.status import wait_until
 
@@ -156,6 +157,8 @@ def test_quit_waits_for_the_exchange_in_flight(rig, source):
     assert connection.end == "CLOSE"
 
 
+@row("`worker_shutdown_timeout`", section="Clients and sources that go away",
+     ends="truncated")
 def test_worker_shutdown_timeout_ends_exchanges_in_order(rig, source):
     """It calls every connection's handler, the link's too: what it closes must
     still be told."""
@@ -235,6 +238,8 @@ def test_reload_moves_to_another_socket_buffer_and_off(rig, source):
     r.exchanges(3)
 
 
+@row("`master_process off`", captured="all of it", replayed="the request",
+     section="What NGINX does with a request")
 def test_without_a_master_process_it_works(rig):
     r = rig(main="master_process off;")
     with r.client() as client:

@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from capture_rig import Message, lengths_fit, same_request, same_response
+from path.fidelity import row
 from rig.client import Client, build_request
 from rig.client2 import Client2, captured
 from rig.process import SANITIZED, free_port
@@ -21,6 +22,8 @@ HOST = ("Host", "source.test")
 
 needs_modules = pytest.mark.skipif(
     SANITIZED, reason="the NGINX with sanitizers is built without ssi, dav, ...")
+
+FIDELITY = "Not captured, or not wholly"
 
 
 def files(r, **contents):
@@ -152,6 +155,9 @@ def test_capture_off_counts_nothing(rig):
     r.total(seen=1, captured=1)
 
 
+@row("a request line over 4,096 bytes, or headers over 8,192",
+     captured="nothing: filtered(unreplayable)", replayed="nothing",
+     limits="`capture_include unreplayable` captures it all the same")
 @pytest.mark.parametrize("include", ["", "capture_include unreplayable;"])
 def test_what_the_replayer_cannot_take_is_unreplayable(rig, include):
     """Its limits: 4,096 bytes of request line, 8,192 of header lines; exactly."""
@@ -176,6 +182,9 @@ def test_what_the_replayer_cannot_take_is_unreplayable(rig, include):
         r.total(seen=4, captured=2, unreplayable=2)
 
 
+@row("Upgrade, WebSocket, answered by 101", captured="nothing: filtered(upgrade)",
+     replayed="nothing", limits="an Upgrade that the source does not take up is an "
+     "exchange like any other")
 def test_an_upgrade_is_dropped_and_its_tunnel_not_captured(rig, source):
     source.answer = lambda q: Response(
         raw=b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
@@ -208,6 +217,7 @@ def test_an_upgrade_that_is_not_taken_up_is_a_usual_exchange(rig, source):
     same_response(x, answer)
 
 
+@row("HTTP/0.9", captured="nothing: filtered(unsupported)", replayed="nothing")
 def test_http_09_is_unsupported(rig, source):
     r = rig()
     with r.client() as client:
@@ -365,6 +375,8 @@ def test_a_client_that_leaves_while_the_source_works_is_truncated(rig, source,
     r.closed(1)
 
 
+@row("a 103 of the source, which older NGINX takes for the final head",
+     captured="the request: lost(response)", replayed="the request")
 def test_an_interim_head_of_the_source_is_no_response(rig, source):
     """Older NGINX takes a 103 for the final head; a record must not have it."""
     source.answer = lambda q: Response(raw=(
@@ -686,6 +698,10 @@ def test_the_sum_holds_at_every_look_under_load(rig, source):
 TRAILERS = 'add_trailer X-Sum "s um"; add_trailer X-None ""; add_trailer X-End e;'
 
 
+@row("`add_trailer`, trailers that NGINX passes on", captured="all of it, in chunks",
+     replayed="the request", section="What NGINX does with a request",
+     limits="up to 8,192 bytes; those of a proxied HTTP/1 response are thrown away by "
+     "NGINX unless `proxy_pass_trailers` is on")
 @pytest.mark.parametrize("chunked", [None, (100,)])
 @pytest.mark.parametrize("version", ["1.0", "1.1", "2"])
 def test_trailers_are_captured_as_the_client_gets_them(rig, source, version, chunked):

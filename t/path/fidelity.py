@@ -32,7 +32,8 @@ ENDS = {
 }
 
 
-def row(name, captured="", replayed="", limits="", ends=""):
-    """A test that is a row; `ends` instead of captured and replayed."""
+def row(name, captured="", replayed="", limits="", ends="", section=""):
+    """A test that is a row; `ends` instead of captured and replayed. `section`:
+    another than the module's."""
     assert ends in ENDS if ends else captured and replayed, name
     return lambda function: function

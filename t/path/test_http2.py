@@ -10,6 +10,7 @@ import pytest
 
 from refconsumer import http
 from refconsumer.verify import verify_topic
+from path.fidelity import row
 from rig.client2 import Client2, alpn, captured
 from rig.process import free_port
 from rig.source import Response, pattern
@@ -19,6 +20,8 @@ from path.session import (Sent, Session, assert_balanced, assert_captured, lost,
                           settled)
 
 _marks = itertools.count(1)
+
+FIDELITY = "HTTP/2"
 
 
 class Session2:
@@ -75,6 +78,10 @@ def echo(request):
                                        len(request.body)))
 
 
+@row("HTTP/2: methods, bodies with and without a length, cookies",
+     captured="HTTP/1.1: Host from :authority, no pseudo and no hop-by-hop headers, "
+     "cookies joined, a body without a length in chunks", replayed="the request as "
+     "HTTP/1.1", limits="a request's trailers end the connection in older NGINX")
 def test_a_session_is_captured_as_http_1_1(stack2, source):
     source.answer = echo
     s = stack2()
@@ -92,6 +99,8 @@ def test_a_session_is_captured_as_http_1_1(stack2, source):
     assert_captured(s.drain(), [c])      # one id, in this order
 
 
+@row("HTTP/2 by ALPN and by prior knowledge, beside HTTP/1", captured="all of it",
+     replayed="the request as HTTP/1.1")
 def test_tls_with_alpn_and_both_versions_on_one_server(stack2, source, certificate):
     source.answer = echo
     port = free_port()
@@ -107,6 +116,8 @@ def test_tls_with_alpn_and_both_versions_on_one_server(stack2, source, certifica
     assert_captured(s.drain(), [tls, plain, one])
 
 
+@row("HTTP/2: 100 concurrent streams", captured="each on a connectionId of its own, "
+     "which is used again", replayed="at the same time, on as many connections")
 def test_100_concurrent_streams_are_100_connections_that_are_reused(stack2, source):
     """No two exchanges of a connectionId overlap: the consumer would mix them."""
     release = threading.Event()
@@ -149,6 +160,9 @@ def test_5_mb_up_and_down_side_by_side(stack2, source, buffering):
     assert_captured(s.drain(), [c], lanes=True)
 
 
+@row("HTTP/2: a stream that is reset", captured="nothing before the request's end: "
+     "filtered(client_abort); after it what came of the response",
+     replayed="nothing, or the request; its response is named as cut")
 def test_resets_leave_nothing_to_replay_or_a_named_cut(stack2, source):
     hold = threading.Event()
     source.answer = lambda q: (Response(hold_body=hold, body=b"y" * 5000)
@@ -178,6 +192,7 @@ def test_resets_leave_nothing_to_replay_or_a_named_cut(stack2, source):
     assert cut.connection_id == found[b"/before"].connection_id != after.connection_id
 
 
+@row("HTTP/2: streams that wait for flow control", captured="all of it", replayed="the request")
 def test_stalled_streams_are_captured_whole(stack2, source):
     """One waits for its client's window, one for its client's bytes."""
     source.answer = lambda q: Response(

@@ -170,7 +170,7 @@ def next_upstream(m):
         last.close()
 
 
-@case("a source that answers HTTP/1.0, without a length, until it closes",
+@case("a source whose response has no framing, until it closes",
       captured="all of it, in chunks", replayed="the request")
 def until_close(m):
     m.answer(lambda q: Response(until_close=True, body=pattern(20_000)))
@@ -413,12 +413,13 @@ def refused(m):
 def unreadable(m):
     for raw in (b"BAD\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n",
                 b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\n",
+                b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000 + b"\r\n",
                 b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
                 b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"):
         c = m.session()
         c.client.send(raw)
         assert c.client.receive().status >= 400
-    m.filtered("bad_request", 5)
+    m.filtered("bad_request", 6)
 
 
 @case("`mirror`", captured="one exchange", replayed="the request, once",

@@ -1,10 +1,13 @@
 """One client and the whole path: what it sent and received is in the topic."""
 
 from refconsumer.verify import verify_topic
+from path.fidelity import row
 from rig.source import Response, pattern
 
 from path.session import (Session, assert_balanced, assert_captured, marked,
                           settled)
+
+FIDELITY = "HTTP/1"
 
 
 def echo(request):
@@ -15,6 +18,8 @@ def echo(request):
                                        len(request.body)))
 
 
+@row("keep-alive; methods with and without bodies, HEAD",
+     captured="all of it", replayed="the request")
 def test_a_keepalive_session_is_captured_byte_for_byte(stack, source):
     """The plainest way: methods with and without bodies on one connection."""
     source.answer = echo
@@ -30,6 +35,9 @@ def test_a_keepalive_session_is_captured_byte_for_byte(stack, source):
     assert_captured(s.drain(), [c])
 
 
+@row("chunked requests and responses", captured="all of it, framed in chunks again",
+     replayed="the request", limits="chunk borders, extensions and a request's "
+     "trailers are not kept")
 def test_chunked_requests_and_responses_keep_their_bodies(stack, source):
     source.answer = lambda r: Response(chunked=(1, 3, 70000),
                                        body=pattern(150000))
@@ -64,6 +72,7 @@ def test_pipelined_requests_are_separated_at_exact_boundaries(stack, source):
     assert_captured(s.drain(), [c])
 
 
+@row("204, 304", captured="all of it", replayed="the request")
 def test_statuses_without_a_body_end_with_their_head(stack, source):
     source.answer = lambda r: Response(status=int(r.target[1:4]), reason="X",
                                        headers=[("ETag", '"1"')])
@@ -74,6 +83,7 @@ def test_statuses_without_a_body_end_with_their_head(stack, source):
     assert_captured(s.drain(), [c])
 
 
+@row("502, 504 and what else NGINX answers for a source", captured="all of it", replayed="the request")
 def test_errors_that_nginx_makes_are_captured_like_any_answer(stack, source):
     s = stack()
     source.stop()
@@ -83,6 +93,8 @@ def test_errors_that_nginx_makes_are_captured_like_any_answer(stack, source):
     assert_captured(s.drain(), [c])
 
 
+@row("`Expect: 100-continue`", captured="the request without it, the final response",
+     replayed="the request, without waiting for a 100")
 def test_expect_is_stripped_and_the_client_still_gets_its_100(stack, source):
     """The Replayer would take the target's 100 for the answer."""
     source.answer = echo

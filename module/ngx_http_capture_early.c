@@ -131,12 +131,18 @@ ngx_http_capture_early_piece(ngx_http_capture_ctx_t *ctx)
 }
 
 
-/* The request has ended: now its response may follow. */
+/*
+ * The request has ended: now its response may follow.  Whoever waits, waits
+ * for endOfMessage alone: frame.seq stays its number.
+ */
 
 void
 ngx_http_capture_early_flush(ngx_http_capture_ctx_t *ctx)
 {
+    uint64_t                   seq;
     ngx_http_capture_early_t  *piece;
+
+    seq = ctx->frame.seq;
 
     for (piece = ctx->early; piece; piece = piece->next) {
         ngx_http_capture_data(ctx, CAP_FRAME_WRITE, piece->data, piece->len);
@@ -147,6 +153,8 @@ ngx_http_capture_early_flush(ngx_http_capture_ctx_t *ctx)
     if (ctx->early_cut) {
         ngx_http_capture_finish(ctx, CAP_FRAME_ABANDON, CAP_RESPONSE);
     }
+
+    ctx->frame.seq = seq;
 }
 
 

@@ -164,6 +164,8 @@ ngx_http_capture_head_record(ngx_http_request_t *r,
 {
     ngx_http_capture_tell_abort(r);
 
+    ctx->upgrade = 0;
+
     if (ctx->request_done
         && (ctx->wait == NULL
             || ctx->wait->state != ngx_http_capture_wait_held))

@@ -35,10 +35,12 @@ class Early:
             Response(body=b"usual") if q.target == "/usual" else
             Response(body=body, hold_body=self.more, hold_at=at, **options))
 
-    def begin(self, client, framing="length", body=b"body", target="/up"):
+    def begin(self, client, framing="length", body=b"body", target="/up",
+              headers=()):
         """Sends all but the end; returns (the whole request, its end)."""
-        raw = (build_request("POST", target, [HOST], body) if framing == "length"
-               else build_request("POST", target, [HOST], chunks=[body]))
+        headers = [HOST, *headers]
+        raw = (build_request("POST", target, headers, body) if framing == "length"
+               else build_request("POST", target, headers, chunks=[body]))
         at = raw.index(b"\r\n\r\n") + 4 + len(body) // 2
         client.send(raw[:at])
         return raw, raw[at:]
@@ -61,12 +63,13 @@ def begun(r):
 @pytest.mark.parametrize("buffering", ["on", "off"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("coding", [None, (300,)])
-def test_a_response_that_begins_early_follows_its_request(rig, source, buffering,
-                                                          framing, coding):
+@pytest.mark.parametrize("upgrade", [(), (("Upgrade", "h2c"),)])
+def test_a_response_that_begins_early_follows_its_request(
+        rig, source, buffering, framing, coding, upgrade):
     r = rig(server=f"{UPLOAD} proxy_buffering {buffering};")
     early = Early(source, pattern(50_000), at=20_000, chunked=coding)
     with r.client() as client:
-        raw, end = early.begin(client, framing)
+        raw, end = early.begin(client, framing, headers=upgrade)
         begins(client)
         x = begun(r)
         assert not x.eom and not x.response and not x.end

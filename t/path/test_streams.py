@@ -184,14 +184,18 @@ def test_grpc(stack, source, calls):
      limits="observations of the response have the time of the request's end; "
      "256 KiB are held of an exchange, an eighth of `capture_buffer` of a worker: "
      "beyond that, lost(response)")
-def test_an_early_response_follows_its_request(stack, source):
+@pytest.mark.parametrize("wait, failure", [
+    ("off", "forward"), ("mutating", "forward"), ("mutating", "refuse")])
+def test_an_early_response_follows_its_request(stack, source, wait, failure):
     more = threading.Event()
     source.early = lambda q: True
     source.answer = lambda q: Response(body=pattern(90_000), hold_body=more,
                                        hold_at=40_000)
-    s = stack(location="proxy_request_buffering off; proxy_buffering off;")
+    s = stack(wait=wait, location="proxy_request_buffering off;"
+              f"proxy_buffering off; capture_on_failure {failure};")
     with Session(s) as c:
-        for options in ({"body": pattern(50_000)}, {"chunks": [pattern(50_000)]}):
+        for n, options in enumerate((
+                {"body": pattern(50_000)}, {"chunks": [pattern(50_000)]}), 1):
             more.clear()
             raw, mark = marked("POST", "/early", **options)
             c.client.send(raw[:30_000])
@@ -199,12 +203,15 @@ def test_an_early_response_follows_its_request(stack, source):
                 assert c.client._fill(), "the response has ended"
             before = s.status()["total"]["bytes"]
             c.client.send(raw[30_000:])
-            # the rest of the request, and behind it what was held
+            # the rest of the request, and behind it what was held; a response
+            # that ends while the request is held costs the client's connection
             s.wait_for_status(
-                lambda st: st["total"]["bytes"] >= before + 20_000 + 40_000)
+                lambda st: st["total"]["bytes"] >= before + 20_000 + 40_000
+                and (wait == "off" or st["total"]["waits"]["acked"] == n))
             more.set()
             c.received("POST", raw, mark)
-        s.wait_for_status(settled(2))
+        waits = s.wait_for_status(settled(2))["total"]["waits"]
+        assert waits["held"] == waits["acked"] == (2 if wait != "off" else 0)
     assert_captured(s.drain(), [c])
 
 

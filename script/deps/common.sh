@@ -11,7 +11,7 @@ die() { echo "bootstrap: $*" >&2; exit 1; }
 # recipe_hash [WORD...]: a short name for a recipe and its inputs: what the
 # words say and, as binaries link to the system's libraries, the distribution.
 recipe_hash() {
-    { printf '%s\n' "$@"; uname -m; . /etc/os-release; echo "$ID$VERSION_ID"; } \
+    { printf '%s\n' "$@"; uname -m; . /etc/os-release; echo "$ID${VERSION_ID:-}"; } \
         | sha256sum | cut -c1-12
 }
 

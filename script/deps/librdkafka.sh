@@ -25,7 +25,7 @@ provide_librdkafka() {
     if [ -n "$own" ] && dpkg --compare-versions "$own" ge "$RDKAFKA_MIN"; then
         install_packages librdkafka-dev
         mkdir -p build/deps
-        write_librdkafka_mk "$own (the distribution's)" \
+        write_librdkafka_mk "$own (of the distribution)" \
             "$(pkg-config --cflags rdkafka)" "$(pkg-config --libs rdkafka)"
         return
     fi

@@ -17,6 +17,7 @@
 
 
 static ngx_int_t ngx_http_capture_attach(ngx_conf_t *cf);
+static void ngx_http_capture_tell_build(ngx_conf_t *cf);
 static ngx_int_t ngx_http_capture_add_handler(ngx_conf_t *cf,
     ngx_http_phases phase, ngx_http_handler_pt handler);
 static ngx_int_t ngx_http_capture_header_filter(ngx_http_request_t *r);
@@ -218,6 +219,8 @@ ngx_http_capture_attach(ngx_conf_t *cf)
         return NGX_OK;
     }
 
+    ngx_http_capture_tell_build(cf);
+
     if (ngx_http_capture_add_handler(cf, NGX_HTTP_POST_READ_PHASE,
                                      ngx_http_capture_post_read_handler)
         != NGX_OK
@@ -238,6 +241,54 @@ ngx_http_capture_attach(ngx_conf_t *cf)
     ngx_http_top_body_filter = ngx_http_capture_body_filter;
 
     return NGX_OK;
+}
+
+
+/*
+ * --with-compat lets a module be loaded that was compiled without the types of
+ * a protocol that NGINX has.  It cannot follow that protocol's streams.
+ */
+
+static void
+ngx_http_capture_tell_build(ngx_conf_t *cf)
+{
+    static struct {
+        const char  *module;
+        const char  *protocol;
+    } missing[] = {
+#if !(NGX_HTTP_V2)
+        { "ngx_http_v2_module", "HTTP/2 (--with-http_v2_module)" },
+#endif
+#if !(NGX_HTTP_V3)
+        { "ngx_http_v3_module", "HTTP/3 (--with-http_v3_module)" },
+#endif
+        { NULL, NULL }
+    };
+
+    u_char      *p, list[128];
+    ngx_uint_t   i, m;
+
+    p = list;
+
+    for (i = 0; missing[i].module; i++) {
+        for (m = 0; cf->cycle->modules[m]; m++) {
+            if (ngx_strcmp(cf->cycle->modules[m]->name, missing[i].module)
+                == 0)
+            {
+                p = ngx_sprintf(p, "%s%s", p == list ? "" : " and ",
+                                missing[i].protocol);
+            }
+        }
+    }
+
+    if (p != list) {
+        ngx_log_error(NGX_LOG_WARN, cf->log, 0,
+                      "ngx_http_capture_module was built without %*s, but this "
+                      "NGINX has it: such requests are not captured, they are "
+                      "counted as filtered(unsupported); build the module with "
+                      "the configure options of this NGINX",
+                      (size_t) (p - list), list);
+    }
 }
 
 

@@ -180,6 +180,7 @@ typedef struct {
     unsigned                   refuse:1;   /* capture_on_failure */
     unsigned                   refused:1;
     unsigned                   departed:1; /* its client, unnoticed by NGINX */
+    unsigned                   ended:1;    /* HTTP/3: the last buffer came */
 } ngx_http_capture_wait_t;
 
 

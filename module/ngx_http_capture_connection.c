@@ -7,9 +7,9 @@
  * that was abandoned is never used again.  Its close is written when the
  * connection's pool goes.
  *
- * A connectionId holds one exchange at a time.  HTTP/2 has many: each stream
- * takes the lowest lane of its connection that is free, and each lane has a
- * connectionId of its own.  HTTP/1 uses the first alone.
+ * A connectionId holds one exchange at a time.  HTTP/2 and 3 have many: each
+ * stream takes the lowest lane of its connection that is free, and each lane
+ * has a connectionId of its own.  HTTP/1 uses the first alone.
  */
 
 
@@ -23,6 +23,7 @@
     (CAP_FRAME_SPACE(sizeof(cap_eom)) + 2 * CAP_FRAME_SPACE(0))
 
 
+static ngx_pool_t *ngx_http_capture_conn_pool(ngx_connection_t *c);
 static void ngx_http_capture_conn_cleanup(void *data);
 static void ngx_http_capture_conn_close(ngx_http_capture_pool_t *pool,
     ngx_http_capture_conn_t *conn);
@@ -30,8 +31,8 @@ static void ngx_http_capture_conn_close(ngx_http_capture_pool_t *pool,
 
 /*
  * A free lane of r's client connection.  Lanes hang on the connection's pool
- * (HTTP/2 streams share it) and are as many as streams were ever open at once:
- * pointers and numbers of connections are recycled.
+ * and are as many as streams were ever open at once: pointers and numbers of
+ * connections are recycled.
  */
 
 ngx_http_capture_conn_t *
@@ -41,7 +42,7 @@ ngx_http_capture_get_conn(ngx_http_request_t *r)
     ngx_pool_cleanup_t        *cln;
     ngx_http_capture_conn_t  **lane;
 
-    pool = r->connection->pool;
+    pool = ngx_http_capture_conn_pool(r->connection);
 
     for (cln = pool->cleanup; cln; cln = cln->next) {
         if (cln->handler == ngx_http_capture_conn_cleanup) {
@@ -74,6 +75,26 @@ ngx_http_capture_get_conn(ngx_http_request_t *r)
     }
 
     return *lane;
+}
+
+
+/*
+ * The pool that lives as long as the client's connection.  HTTP/2 streams share
+ * it; an HTTP/3 stream has a connection and a pool of its own.
+ */
+
+static ngx_pool_t *
+ngx_http_capture_conn_pool(ngx_connection_t *c)
+{
+#if (NGX_HTTP_V3)
+
+    if (c->quic) {
+        return c->quic->parent->pool;
+    }
+
+#endif
+
+    return c->pool;
 }
 
 

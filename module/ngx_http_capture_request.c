@@ -22,8 +22,11 @@
 static ngx_int_t ngx_http_capture_snapshot(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx);
 static size_t ngx_http_capture_snapshot_size(ngx_http_request_t *r);
+static ngx_uint_t ngx_http_capture_ends_later(ngx_http_request_t *r);
+static u_char *ngx_http_capture_snapshot_host(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, u_char *p);
 static u_char *ngx_http_capture_snapshot_headers(ngx_http_request_t *r,
-    ngx_http_capture_ctx_t *ctx, u_char *p, ngx_uint_t h2);
+    ngx_http_capture_ctx_t *ctx, u_char *p, ngx_uint_t streams);
 static ngx_uint_t ngx_http_capture_is_hop(ngx_str_t *name);
 static ngx_uint_t ngx_http_capture_is_expect(ngx_table_elt_t *h);
 static ngx_int_t ngx_http_capture_rules(ngx_http_request_t *r,
@@ -132,36 +135,26 @@ ngx_http_capture_precontent_handler(ngx_http_request_t *r)
  * spelling and order.  Expect is left out: the client has got its 100 from
  * NGINX, and the Replayer would take the target's for the answer.
  *
- * HTTP/2 becomes HTTP/1.1: NGINX has joined the cookies and left the pseudo
- * headers out; host comes from its list entry, where the version of NGINX
- * puts it; headers that belong to a connection go; a body without
- * Content-Length is chunked.
+ * HTTP/2 and 3 become HTTP/1.1: NGINX has joined the cookies and left the
+ * pseudo headers out; host comes first; headers that belong to a connection
+ * go; a body without Content-Length is chunked.
  */
 
 static ngx_int_t
 ngx_http_capture_snapshot(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
 {
     u_char      *p;
-    ngx_uint_t   h2;
+    ngx_uint_t   streams;
 
-    h2 = (r->http_version == NGX_HTTP_VERSION_20);
+    streams = (r->http_version >= NGX_HTTP_VERSION_20);
 
     ctx->has_body = r->headers_in.content_length_n > 0
-                    || r->headers_in.chunked;
-
-#if (NGX_HTTP_V2)
-
-    /* an empty body ends later, too, or its client resets it */
-
-    if (r->stream && !r->stream->in_closed) {
-        ctx->has_body = 1;
-    }
-
-#endif
+                    || r->headers_in.chunked
+                    || ngx_http_capture_ends_later(r);
 
     ctx->rest = r->headers_in.content_length_n;
     ctx->chunked = r->headers_in.chunked;
-    ctx->upgrade = !h2 && r->headers_in.upgrade != NULL;
+    ctx->upgrade = !streams && r->headers_in.upgrade != NULL;
 
     p = ngx_pnalloc(r->pool, ngx_http_capture_snapshot_size(r));
     if (p == NULL) {
@@ -170,7 +163,7 @@ ngx_http_capture_snapshot(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
 
     ctx->head = p;
 
-    if (h2) {
+    if (streams) {
         p = ngx_cpymem(p, r->method_name.data, r->method_name.len);
         *p++ = ' ';
         p = ngx_cpymem(p, r->unparsed_uri.data, r->unparsed_uri.len);
@@ -184,9 +177,13 @@ ngx_http_capture_snapshot(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
 
     *p++ = CR; *p++ = LF;
 
-    p = ngx_http_capture_snapshot_headers(r, ctx, p, h2);
+    if (streams && r->host_end) {
+        p = ngx_http_capture_snapshot_host(r, ctx, p);
+    }
 
-    if (h2 && ctx->chunked) {
+    p = ngx_http_capture_snapshot_headers(r, ctx, p, streams);
+
+    if (streams && ctx->chunked) {
         p = ngx_cpymem(p, NGX_HTTP_CAPTURE_TE CRLF,
                        sizeof(NGX_HTTP_CAPTURE_TE CRLF) - 1);
         ctx->eom.headers += sizeof(NGX_HTTP_CAPTURE_TE) - 1;
@@ -197,6 +194,40 @@ ngx_http_capture_snapshot(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
     ctx->head_len = p - ctx->head;
 
     return NGX_OK;
+}
+
+
+/*
+ * A stream whose end has not come with its head: an empty body ends later,
+ * too, or its client resets it.
+ */
+
+static ngx_uint_t
+ngx_http_capture_ends_later(ngx_http_request_t *r)
+{
+#if (NGX_HTTP_V2)
+
+    if (r->stream) {
+        return !r->stream->in_closed;
+    }
+
+#endif
+
+#if (NGX_HTTP_V3)
+
+    if (r->http_version == NGX_HTTP_VERSION_30
+        && r->headers_in.content_length_n == 0)
+    {
+        return r->header_in->pos != r->header_in->last
+               || (r->connection->quic->recv_state
+                   != NGX_QUIC_STREAM_RECV_DATA_RECVD
+                   && r->connection->quic->recv_state
+                   != NGX_QUIC_STREAM_RECV_DATA_READ);
+    }
+
+#endif
+
+    return 0;
 }
 
 
@@ -211,7 +242,8 @@ ngx_http_capture_snapshot_size(ngx_http_request_t *r)
     len = ngx_max(r->request_line.len,
                   r->method_name.len + r->unparsed_uri.len
                   + sizeof("  HTTP/1.1"))
-          + sizeof(CRLF NGX_HTTP_CAPTURE_TE CRLF CRLF);
+          + sizeof(CRLF "host: " CRLF NGX_HTTP_CAPTURE_TE CRLF CRLF)
+          + (r->host_end - r->host_start);
 
     for (part = &r->headers_in.headers.part; part; part = part->next) {
         h = part->elts;
@@ -225,9 +257,34 @@ ngx_http_capture_snapshot_size(ngx_http_request_t *r)
 }
 
 
+/*
+ * :authority.  Versions of NGINX differ in whether they put it into the list of
+ * headers, and where.  (In HTTP/2 before 1.29.1 it is there, at its place, and
+ * host_end is not set.)
+ */
+
+static u_char *
+ngx_http_capture_snapshot_host(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, u_char *p)
+{
+    u_char  *start;
+
+    start = p;
+
+    p = ngx_cpymem(p, "host: ", sizeof("host: ") - 1);
+    p = ngx_cpymem(p, r->host_start, r->host_end - r->host_start);
+
+    ctx->eom.headers += p - start;
+
+    *p++ = CR; *p++ = LF;
+
+    return p;
+}
+
+
 static u_char *
 ngx_http_capture_snapshot_headers(ngx_http_request_t *r,
-    ngx_http_capture_ctx_t *ctx, u_char *p, ngx_uint_t h2)
+    ngx_http_capture_ctx_t *ctx, u_char *p, ngx_uint_t streams)
 {
     ngx_uint_t        i;
     ngx_list_part_t  *part;
@@ -239,7 +296,9 @@ ngx_http_capture_snapshot_headers(ngx_http_request_t *r,
         for (i = 0; i < part->nelts; i++) {
 
             if (ngx_http_capture_is_expect(&h[i])
-                || (h2 && ngx_http_capture_is_hop(&h[i].key)))
+                || (streams && (ngx_http_capture_is_hop(&h[i].key)
+                                || (r->host_end
+                                    && &h[i] == r->headers_in.host))))
             {
                 continue;
             }
@@ -257,7 +316,7 @@ ngx_http_capture_snapshot_headers(ngx_http_request_t *r,
 }
 
 
-/* Of a connection; HTTP/2 does not have them, clients send them at times. */
+/* Of a connection; HTTP/2 and 3 have none, clients send them at times. */
 
 static ngx_uint_t
 ngx_http_capture_is_hop(ngx_str_t *name)
@@ -382,6 +441,9 @@ ngx_http_capture_rules(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
 #if (NGX_HTTP_V2)
         && r->http_version != NGX_HTTP_VERSION_20
 #endif
+#if (NGX_HTTP_V3)
+        && r->http_version != NGX_HTTP_VERSION_30
+#endif
        )
     {
         ngx_http_capture_tell_version(r);
@@ -399,14 +461,14 @@ ngx_http_capture_rules(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
 }
 
 
-/* Once a worker. */
+/* Once a worker; of HTTP/2 and 3 the configuration's log has told it. */
 
 static void
 ngx_http_capture_tell_version(ngx_http_request_t *r)
 {
     static ngx_uint_t  told;
 
-    if (told) {
+    if (told || r->http_version >= NGX_HTTP_VERSION_20) {
         return;
     }
 

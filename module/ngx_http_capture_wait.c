@@ -43,6 +43,8 @@ static void ngx_http_capture_wait_timer_handler(ngx_event_t *ev);
 static ngx_uint_t ngx_http_capture_wait_client_gone(ngx_http_request_t *r);
 static ngx_int_t ngx_http_capture_wait_keep(ngx_http_capture_wait_t *wait,
     ngx_chain_t *in);
+static void ngx_http_capture_wait_ended(ngx_http_capture_wait_t *wait,
+    ngx_chain_t *in);
 static ngx_int_t ngx_http_capture_wait_answer(ngx_http_request_t *r);
 static void ngx_http_capture_wait_guard(ngx_http_capture_wait_t *wait);
 static void ngx_http_capture_wait_guard_handler(ngx_event_t *ev);
@@ -213,6 +215,10 @@ ngx_http_capture_wait_body(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
         return next(r, in);
     }
 
+    if (r->http_version > NGX_HTTP_VERSION_20) {
+        ngx_http_capture_wait_ended(wait, in);
+    }
+
     if (ngx_http_capture_wait_keep(wait, in) != NGX_OK) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
@@ -232,6 +238,25 @@ ngx_http_capture_wait_body(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
     wait->kept = NULL;
 
     return next(r, out);
+}
+
+
+/*
+ * HTTP/3's own filter forgets whenever it is called without data, as it is at
+ * the release, that the end has come: it would read on until
+ * client_body_timeout, and pass on another last buffer.
+ */
+
+static void
+ngx_http_capture_wait_ended(ngx_http_capture_wait_t *wait, ngx_chain_t *in)
+{
+    for ( /* void */ ; in; in = in->next) {
+        wait->ended |= in->buf->last_buf;
+    }
+
+    if (wait->ended) {
+        wait->ctx->request->request_body->rest = 0;
+    }
 }
 
 

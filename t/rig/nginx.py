@@ -1,5 +1,6 @@
 """NGINX as a process, in a prefix directory of its own."""
 
+import functools
 import os
 import re
 import signal
@@ -39,6 +40,31 @@ http {{
     }}
 }}
 """
+
+
+@functools.cache
+def build():
+    """What `nginx -V` says."""
+    return subprocess.run(
+        [BINARY, "-V"], capture_output=True, text=True, check=True,
+        env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}).stderr
+
+
+def version():
+    """(1, 22, 1)"""
+    return tuple(map(int, re.search(r"nginx/([\d.]+)", build())[1].split(".")))
+
+
+def has_http3():
+    return "--with-http_v3_module" in build()
+
+
+def http2(port):
+    """The lines of a server that speaks HTTP/2, on this port or, where NGINX has
+    a directive for it, on all."""
+    if version() < (1, 25, 1):
+        return f"listen 127.0.0.1:{port} http2;"
+    return f"listen 127.0.0.1:{port}; http2 on;"
 
 
 def render(port, http="", server="", main="", events="", workers=1, module=True):

@@ -1,0 +1,332 @@
+"""HTTP/3 over the whole path: as HTTP/2, what the Replayer reads is HTTP/1.1, one
+exchange at a time on each connectionId."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from refconsumer.verify import verify_topic
+from rig.client2 import captured
+from rig.nginx import has_http3
+from rig.process import free_port
+from rig.source import Response, pattern
+from rig.status import wait_until
+
+from path.session import Session, assert_balanced, assert_captured, lost, settled
+from path.test_http2 import Session2, echo
+
+pytestmark = pytest.mark.skipif(
+    not has_http3(), reason="this NGINX has no HTTP/3: script/test-versions")
+
+
+class Session3(Session2):
+    """An HTTP/3 connection whose exchanges are to be captured."""
+
+    def __init__(self, s, **options):
+        from rig.client3 import Client3
+        self.client = Client3(s.port3, s.cafile, **options)
+        self.exchanges = []
+
+
+@pytest.fixture
+def stack3(stack, certificate):
+    """As stack(), with HTTP/3 on s.port3 of the same server."""
+    def make(server="", listen="", **options):
+        port = free_port()
+        s = stack(server=f"listen 127.0.0.1:{port} quic {listen};"
+                         f"ssl_certificate {certificate[0]};"
+                         f"ssl_certificate_key {certificate[1]}; {server}",
+                  **options)
+        s.port3, s.cafile = port, certificate[0]
+        return s
+    return make
+
+
+def test_a_session_is_captured_as_http_1_1(stack3, source):
+    source.answer = echo
+    s = stack3()
+    with Session3(s) as c:
+        c.request("GET", "/")
+        c.request("PUT", "/index/_doc/1?refresh=true", body=b'{"a":1}')
+        c.request("POST", "/_bulk", body=b'{"index":{}}\n', length=False)
+        c.request("HEAD", "/index")
+        c.request("DELETE", "/index/_doc/1")
+        c.request("POST", "/empty", body=b"", length=False)
+        c.request("POST", "/zero", body=b"")
+        c.request("GET", "/_cat", headers=[("cookie", "a=b"), ("te", "trailers"),
+                                           ("x", "1"), ("x", "2"),
+                                           ("cookie", "c=d")])
+    assert_captured(s.drain(), [c])      # one id, in this order
+
+
+def test_exact_bytes_of_a_normalised_request(stack3, source):
+    s = stack3()
+    with Session3(s) as c:
+        c.client.request("POST", "/a%20b/../c?d=%2F", [
+            ("x-mark", "m"), ("cookie", "a=1"), ("expect", "100-continue"),
+            ("cookie", "b=2"), ("te", "trailers"), ("accept", "*/*")],
+            b"hello", length=False, authority="a.test:9200")
+        s.wait_for_status(settled(1))
+    result = verify_topic(s.drain())
+    result.assert_clean(all_closed=True)
+    x, = result.exchanges
+    assert x.request == (
+        b"POST /a%20b/../c?d=%2F HTTP/1.1\r\nhost: a.test:9200\r\nx-mark: m\r\n"
+        b"accept: */*\r\ncookie: a=1; b=2\r\ntransfer-encoding: chunked\r\n\r\n"
+        b"5\r\nhello\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("authority", [None, "source.test"])
+def test_host_without_authority_keeps_its_place_and_never_comes_twice(
+        stack3, source, authority):
+    s = stack3()
+    with Session3(s) as c:
+        c.client.request("GET", "/", [("a", "1"), ("host", "source.test"),
+                                      ("b", "2")], authority=authority)
+        s.wait_for_status(settled(1))
+    x, = verify_topic(s.drain()).exchanges
+    heads = [b"a: 1", b"host: source.test", b"b: 2"]
+    if authority:
+        heads = [heads[1], heads[0], heads[2]]
+    assert x.request == b"\r\n".join([b"GET / HTTP/1.1", *heads, b"", b""])
+
+
+def test_ends_that_come_late(stack3, source):
+    """In a frame without a byte, or in no frame; with and without a length."""
+    source.answer = echo
+    s = stack3(workers=1)
+    with Session3(s) as c:
+        for i, (length, body, frame) in enumerate(
+                (length, body, frame) for length in (True, False)
+                for body in (b"", b"x" * 3000) for frame in (True, False)):
+            mark = [("x-mark", f"late-{i}")]
+            stream = c.client.start("POST", f"/{i}", mark + (
+                [("content-length", str(len(body)))] if length else []), end=False)
+            if body:
+                c.client.data(stream, body, end=False)
+            s.wait_for_status(lambda st: st["total"]["pending"] == 1)
+            if frame:
+                c.client.empty_frame(stream)
+            else:
+                c.client.data(stream, b"")
+            c.finish(SimpleNamespace(
+                stream=stream, mark=mark[0][1].encode(), method=b"POST",
+                raw=captured("POST", f"/{i}", mark, body, length)))
+            s.wait_for_status(lambda st: st["total"]["pending"] == 0)
+    assert_captured(s.drain(), [c])
+
+
+def test_100_concurrent_streams_are_100_connections_that_are_reused(stack3, source):
+    release = threading.Event()
+    source.answer = lambda q: Response(body=q.target.encode() * 300, hold=release)
+    s = stack3()
+    with Session3(s) as c:
+        for turn in range(3):
+            release.clear()
+            n = len(source.requests)
+            started = [c.start("POST" if i % 3 else "GET", f"/{turn}/{i}",
+                               body=pattern(i * 10, i) if i % 3 else None,
+                               length=i % 2) for i in range(100)]
+            wait_until(lambda: len(source.requests) == n + 100, 30)
+            release.set()
+            for x in started:
+                c.finish(x)
+        s.wait_for_status(settled(300))
+    result = assert_captured(s.drain(), [c], lanes=True)
+    assert len(result.connections) == 100
+    # a lane is used again, and in the order of time
+    for exchanges in result.by_connection().values():
+        turns = [x.request.split(b"/")[1] for x in exchanges]
+        assert turns == sorted(turns) and len(turns) == 3
+
+
+@pytest.mark.parametrize("buffering", ["on", "off"])
+def test_5_mb_up_and_down_side_by_side(stack3, source, buffering):
+    source.answer = lambda q: Response(body=pattern(5_000_000, len(q.body) % 97))
+    s = stack3(location=f"proxy_request_buffering {buffering};"
+                        f"proxy_buffering {buffering};")
+    with Session3(s, timeout=60) as c:
+        started = [c.start("POST", "/_bulk", body=pattern(5_000_000, 1)),
+                   c.start("POST", "/_bulk", body=pattern(5_000_000, 2),
+                           length=False),
+                   c.start("GET", "/big")]
+        for x in started:
+            c.finish(x)
+        status = assert_balanced(s.wait_for_status(settled(3), 30))
+        assert lost(status) == 0
+    assert_captured(s.drain(), [c], lanes=True)
+
+
+def test_resets_leave_nothing_to_replay_or_a_named_cut(stack3, source):
+    """NGINX finds out that an answer is not wanted when it writes more of it."""
+    hold = threading.Event()
+    source.answer = lambda q: (Response(hold_body=hold, body=b"y" * 5000)
+                               if q.target == "/cut" else echo(q))
+    s = stack3(location="proxy_request_buffering off; proxy_buffering off;")
+    with Session3(s) as c:
+        c.request("GET", "/before")
+        up = c.start("GET", "/cut")
+        c.client.receive_head(up.stream, 1)
+        gone = c.client.start("POST", "/gone", end=False)
+        c.client.data(gone, b"half", end=False)
+        s.wait_for_status(lambda st: st["total"]["pending"] == 2)
+        for stream in (gone, up.stream):
+            c.client.reset_stream(stream)
+        s.wait_for_status(lambda st: st["total"]["pending"] == 1)
+        c.client.receive(up.stream)      # its end by NGINX: that it is reset
+        hold.set()
+        s.wait_for_status(lambda st: st["total"]["pending"] == 0)
+        c.request("POST", "/after", body=b"abc", length=False)
+        status = assert_balanced(s.wait_for_status(settled(4)))
+        assert status["total"]["truncated"] == 1
+        assert status["total"]["filtered"]["client_abort"] == 1
+    result = verify_topic(s.drain())
+    result.assert_clean(all_closed=True)
+    found = {x.request.split(b" ")[1]: x for x in result.exchanges}
+    assert set(found) == {b"/before", b"/cut", b"/after"}
+    cut, after = found[b"/cut"], found[b"/after"]
+    assert result.connections[(cut.node_id, cut.connection_id)].exceptions
+    assert cut.connection_id == found[b"/before"].connection_id != after.connection_id
+
+
+@pytest.mark.parametrize("length", ["0", "5", None])
+def test_a_reset_instead_of_the_end_is_not_replayed(stack3, source, length):
+    """Also where nothing but the end is missing: NGINX waits for that."""
+    s = stack3()
+    with Session3(s) as c:
+        stream = c.client.start("POST", "/", [("content-length", length)]
+                                if length else [], end=False)
+        if length == "5":
+            c.client.data(stream, b"hello", end=False)
+        s.wait_for_status(lambda st: st["total"]["pending"] == 1)
+        c.client.reset_stream(stream)
+        s.wait_for_status(lambda st: st["total"]["pending"] == 0)
+        c.request("GET", "/after")
+        status = assert_balanced(s.wait_for_status(settled(2)))
+        assert status["total"]["filtered"]["client_abort"] == 1
+    assert [q.target for q in source.requests] == ["/after"]
+    assert_captured(s.drain(), [c])
+
+
+@pytest.mark.parametrize("how", ["close", "vanish"])
+def test_a_connection_that_ends_early_closes_each_of_its_lanes(stack3, source, how):
+    """By CONNECTION_CLOSE, or because nothing comes any more."""
+    hold = threading.Event()
+    source.answer = lambda q: (Response(hold_body=hold, body=b"y" * 5000)
+                               if q.target == "/cut" else echo(q))
+    s = stack3(server="keepalive_timeout 2s;", location="proxy_buffering off;"
+               "proxy_request_buffering off;")
+    with Session(s) as other:
+        c = Session3(s)
+        c.request("GET", "/whole")
+        cut = c.start("GET", "/cut")
+        c.client.receive_head(cut.stream, 1)
+        gone = c.client.start("POST", "/gone", end=False)
+        c.client.data(gone, b"half", end=False)
+        s.wait_for_status(lambda st: st["total"]["pending"] == 2)
+        getattr(c.client, how)()
+        status = assert_balanced(s.wait_for_status(settled(3), 30))
+        assert status["total"]["truncated"] == 1
+        assert status["total"]["filtered"]["client_abort"] == 1
+        hold.set()
+        other.request("GET", "/after")
+        s.wait_for_status(settled(4))
+    result = verify_topic(s.drain())
+    result.assert_clean(all_closed=True)
+    assert {x.request.split(b" ")[1] for x in result.exchanges} == {
+        b"/whole", b"/cut", b"/after"}
+
+
+def test_http_1_2_and_3_on_one_server(stack3, source, certificate):
+    from rig.client2 import Client2, alpn
+    source.answer = echo
+    port = free_port()
+    s = stack3(server=f"listen 127.0.0.1:{port} ssl; http2 on;")
+    two = Session2.__new__(Session2)
+    two.client, two.exchanges = Client2(port, tls=alpn(certificate[0])), []
+    with Session3(s) as three, Session(s) as one, two:
+        for i in range(10):
+            three.request("POST", f"/3/{i}", body=pattern(20_000, i), length=i % 2)
+            two.request("POST", f"/2/{i}", body=pattern(20_000, i), length=i % 2)
+            one.request("PUT", f"/1/{i}", body=b"x")
+    assert_captured(s.drain(), [three, two, one])
+
+
+def test_trailers_of_a_request_are_not_kept(stack3, source):
+    source.answer = echo
+    s = stack3()
+    with Session3(s) as c:
+        mark = ("x-mark", "trailers")
+        stream = c.client.start("POST", "/", [mark], end=False)
+        c.client.data(stream, b"abc", end=False)
+        c.client.trailers(stream, [(b"x-t", b"1")])
+        c.finish(SimpleNamespace(
+            stream=stream, mark=mark[1].encode(), method=b"POST",
+            raw=captured("POST", "/", [mark], b"abc", length=False)))
+    assert_captured(s.drain(), [c])
+
+
+def test_an_answer_without_reading_the_body_drops_the_request(stack3, source):
+    s = stack3(server="location /s { root html; }")
+    with Session3(s) as c:
+        stream = c.client.start("POST", "/s", end=False)
+        c.client.data(stream, b"abc", end=False)
+        assert c.client.receive(stream).status == 404
+        c.request("GET", "/whole")
+        status = assert_balanced(s.wait_for_status(settled(2)))
+        assert status["total"]["filtered"]["unread_body"] == 1
+    assert_captured(s.drain(), [c])
+
+
+def test_a_reload_names_what_it_cuts_and_captures_what_follows(stack3, source):
+    """Two generations of workers read one UDP port (without quic_bpf), so packets
+    of an open connection may go astray: what had begun is whole or named."""
+    hold = threading.Event()
+    source.answer = lambda q: Response(body=pattern(10_000), hold=hold)
+    s = stack3(server="keepalive_timeout 2s;", main="worker_shutdown_timeout 5s;")
+    with Session3(s) as old:
+        for i in range(20):
+            old.start("POST", f"/{i}", body=b"abc", length=False)
+        wait_until(lambda: len(source.requests) == 20)
+        workers = s.nginx.workers()
+        s.nginx.reload()
+        s.wait_linked()
+        hold.set()
+        wait_until(lambda: not set(workers) & set(s.nginx.workers()), 30,
+                   "the old worker's end")
+        with Session3(s) as new:
+            for i in range(5):
+                new.request("POST", f"/new/{i}", body=b"def", length=False)
+        status = assert_balanced(s.wait_for_status(settled(25), 30))
+        assert lost(status) == 0
+    result = verify_topic(s.drain())
+    result.assert_clean(all_closed=True)
+    assert len(result.exchanges) == 25
+    whole = [x for x in result.exchanges if x.request.startswith(b"POST /new/")]
+    assert len(whole) == 5 and len({x.connection_id for x in whole}) == 1
+
+
+@pytest.mark.parametrize("buffering", ["on", "off"])
+def test_a_request_waits_for_its_record(stack3, source, buffering):
+    """An end that is held and released is not read again: NGINX would wait for
+    client_body_timeout."""
+    source.answer = echo
+    s = stack3(wait="mutating", location=f"proxy_request_buffering {buffering};")
+    with Session3(s) as c:
+        bodies = [(body, length) for length in (True, False)
+                  for body in (b"", b"x", pattern(3000), pattern(300_000))]
+        if buffering == "off":
+            # Content-Length: 0 whose end comes later: NGINX does not wait for it
+            bodies.remove((b"", True))
+        for i, (body, length) in enumerate(bodies):
+            c.request("POST", f"/{i}", body=body, length=length)
+        c.request("DELETE", "/none")
+        started = [c.start("POST", f"/at-once/{i}", body=pattern(i * 100, i),
+                           length=i % 2) for i in range(50)]
+        for x in started:
+            c.finish(x)
+        n = len(bodies) + 1 + len(started)
+        waits = s.wait_for_status(settled(n))["total"]["waits"]
+    assert waits["held"] == waits["acked"] == n, waits
+    assert_captured(s.drain(), [c], lanes=True)

@@ -1,0 +1,263 @@
+"""An HTTP/3 client: the package aioquic makes QUIC's packets and HTTP/3's frames,
+and the test says when each frame goes out.
+
+    with Client3(port, cafile) as c:
+        s = c.start("POST", "/_bulk", end=False)
+        c.data(s, b"{}", end=False)
+        c.data(s, b"", end=True)      # the stream's end, later
+        answer = c.receive(s)
+
+A thread moves the packets: acknowledgements and retransmissions do not wait for
+the test. Frames go out when a call says so, as congestion control allows.
+"""
+
+import select
+import socket
+import threading
+import time
+
+from aioquic.h3.connection import H3Connection
+from aioquic.h3.events import DataReceived, HeadersReceived
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.events import (ConnectionTerminated, HandshakeCompleted,
+                                 StreamReset)
+
+from .client import Answer
+
+REQUEST_CANCELLED = 0x10c
+DATAGRAM = 65536
+
+
+class _H3(H3Connection):
+    """Takes a Content-Length without a body for what it is after HEAD."""
+
+    heads = frozenset()
+
+    def _check_content_length(self, stream):
+        if stream.stream_id not in self.heads:
+            super()._check_content_length(stream)
+
+
+class Client3:
+    """One connection. Methods are those of Client2 (client2.py) where both
+    protocols have the thing."""
+
+    def __init__(self, port, cafile, host="127.0.0.1", timeout=20):
+        self.timeout = timeout
+        self.answers = {}                # stream -> Answer, growing
+        self.done = set()                # streams whose answers are whole
+        self.resets = {}                 # stream -> code of the peer's reset
+        self.closed = None               # ConnectionTerminated
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self.sock.connect((host, port))
+        self._address = (host, port)
+        self._wake, self._woken = socket.socketpair()
+        self._cond = threading.Condition()
+        self._stop = False
+        self._connected = False
+        self.quic = QuicConnection(configuration=QuicConfiguration(
+            is_client=True, alpn_protocols=["h3"], cafile=cafile,
+            server_name="source.test"))
+        self.quic.connect(self._address, time.monotonic())
+        self.h3 = _H3(self.quic)
+        self._flush()
+        self._thread = threading.Thread(target=self._run, daemon=True,
+                                        name="client3")
+        self._thread.start()
+        with self._cond:
+            self._wait(lambda: self._connected or self.closed)
+        assert not self.closed, self.closed
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    # sending
+
+    def start(self, method, target, headers=(), end=True, authority="source.test",
+              scheme="https"):
+        """HEADERS; the stream's number. `authority` None: without it."""
+        fields = [(":method", method), (":scheme", scheme), (":path", target)]
+        if authority is not None:
+            fields.insert(2, (":authority", authority))
+        with self._cond:
+            stream = self.quic.get_next_available_stream_id()
+            self.answers[stream] = None
+            if method == "HEAD":
+                self.h3.heads |= {stream}
+            self.h3.send_headers(stream, [
+                (n.encode("latin-1"), v.encode("latin-1"))
+                for n, v in [*fields, *headers]], end_stream=end)
+            self._flush()
+        return stream
+
+    def data(self, stream, body, end=True, frame=1 << 14):
+        """DATA; it goes out as flow control allows."""
+        with self._cond:
+            pieces = [body[at:at + frame] for at in range(0, len(body), frame)]
+            for i, piece in enumerate(pieces):
+                self.h3.send_data(stream, piece, end and i == len(pieces) - 1)
+            if not pieces and end:
+                self.quic.send_stream_data(stream, b"", end_stream=True)
+            self._flush()
+
+    def empty_frame(self, stream, end=True):
+        """A DATA frame without a byte."""
+        with self._cond:
+            self.h3.send_data(stream, b"", end)
+            self._flush()
+
+    def trailers(self, stream, headers):
+        with self._cond:
+            self.h3.send_headers(stream, headers, end_stream=True)
+            self._flush()
+
+    def reset_stream(self, stream, code=REQUEST_CANCELLED):
+        """Cancels both directions, as far as they are open."""
+        with self._cond:
+            try:
+                self.quic.reset_stream(stream, code)
+            except AssertionError:       # all of it has gone out
+                pass
+            self.quic.stop_stream(stream, code)
+            self._flush()
+
+    # receiving
+
+    def request(self, method, target, headers=(), body=None, length=True, **options):
+        """Sends a request; `length` False: without Content-Length. Its Answer."""
+        return self.receive(self.send_request(method, target, headers, body,
+                                              length, **options))
+
+    def send_request(self, method, target, headers=(), body=None, length=True,
+                     **options):
+        if body is not None and length:
+            headers = [*headers, ("content-length", str(len(body)))]
+        stream = self.start(method, target, headers, end=body is None, **options)
+        if body is not None:
+            self.data(stream, body)
+        return stream
+
+    def receive(self, stream):
+        """The Answer when all of it is there, its stream was reset or the
+        connection has ended (then not `complete`); None without a head."""
+        with self._cond:
+            self._wait(lambda: stream in self.done or stream in self.resets
+                       or self.closed)
+            answer = self.answers[stream]
+            if answer is not None:
+                answer.complete = stream in self.done
+            return answer
+
+    def receive_head(self, stream, size=0):
+        """Waits for an answer's head and `size` bytes of its body."""
+        with self._cond:
+            self._wait(lambda: self.closed or (
+                self.answers[stream] is not None
+                and len(self.answers[stream].body) >= size))
+            assert not self.closed, self.closed
+            return self.answers[stream]
+
+    def ended(self):
+        """Waits for the connection's end."""
+        with self._cond:
+            self._wait(lambda: self.closed)
+        return True
+
+    # ending
+
+    def close(self):
+        """CONNECTION_CLOSE."""
+        with self._cond:
+            self.quic.close()
+            self._flush()
+        self.vanish()
+
+    def vanish(self):
+        """Ends without a word."""
+        self._stop = True
+        self._wake.send(b"x")
+        self._thread.join(10)
+        for s in (self.sock, self._wake, self._woken):
+            s.close()
+
+    # inside
+
+    def _wait(self, cond):
+        if not self._cond.wait_for(cond, self.timeout):
+            raise TimeoutError(f"nothing within {self.timeout} s")
+
+    def _flush(self):
+        for data, _ in self.quic.datagrams_to_send(time.monotonic()):
+            try:
+                self.sock.send(data)
+            except ConnectionRefusedError:
+                pass
+        if threading.current_thread().name != "client3":
+            self._wake.send(b"x")        # there may be another timer
+
+    def _run(self):
+        while not self._stop:
+            with self._cond:
+                timer = self.quic.get_timer()
+            left = None if timer is None else max(0, timer - time.monotonic())
+            ready, _, _ = select.select([self.sock, self._woken], [], [], left)
+            if self._woken in ready:
+                self._woken.recv(4096)
+            with self._cond:
+                if self.sock in ready:
+                    self._read()
+                now = time.monotonic()
+                timer = self.quic.get_timer()
+                if timer is not None and timer <= now:
+                    self.quic.handle_timer(now)
+                while (event := self.quic.next_event()) is not None:
+                    self._event(event)
+                self._flush()
+                self._cond.notify_all()
+
+    def _read(self):
+        while True:
+            try:
+                data = self.sock.recv(DATAGRAM, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except ConnectionRefusedError:
+                continue
+            self.quic.receive_datagram(data, self._address, time.monotonic())
+
+    def _event(self, event):
+        if isinstance(event, HandshakeCompleted):
+            self._connected = True
+        elif isinstance(event, ConnectionTerminated):
+            self.closed = event
+        elif isinstance(event, StreamReset):
+            self.resets[event.stream_id] = event.error_code
+        for part in self.h3.handle_event(event):
+            if isinstance(part, HeadersReceived):
+                self._head(part)
+            elif isinstance(part, DataReceived):
+                self.answers[part.stream_id].body += part.data
+            else:
+                continue
+            if part.stream_ended:
+                self.done.add(part.stream_id)
+
+    def _head(self, part):
+        headers = [(n.decode("latin-1"), v.decode("latin-1"))
+                   for n, v in part.headers]
+        answer = self.answers[part.stream_id]
+        if answer is not None:
+            answer.trailers = headers
+            return
+        assert headers[0][0] == ":status"
+        status, headers = int(headers[0][1]), headers[1:]
+        lines = [f"HTTP/1.1 {status} "] + [f"{n}: {v}" for n, v in headers]
+        head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+        if status < 200:
+            return
+        self.answers[part.stream_id] = Answer(head, status, "", headers)

@@ -103,8 +103,9 @@ def test_error_page_as_a_switch_is_captured(rig, source):
     (b"GET /" + b"x" * 40000 + b" HTTP/1.1\r\n", 414),
     (b"GET / HTTP/1.1\r\nX: " + b"x" * 40000 + b"\r\n", 400),
     (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
-    (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    (b"CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+    # 405 where NGINX knows what is right after CONNECT, and that differs
+    (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", (400, 405)),
+    (b"CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", (400, 405)),
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n", 400)])
 def test_what_nginx_cannot_read_is_a_bad_request(rig, raw, status):
     r = rig()
@@ -112,7 +113,8 @@ def test_what_nginx_cannot_read_is_a_bad_request(rig, raw, status):
         client.send(raw)
         try:
             answer = client.receive()
-            assert answer is None or answer.status == status, answer
+            wanted = status if isinstance(status, tuple) else (status,)
+            assert answer is None or answer.status in wanted, answer
         except ValueError:       # a body without a head
             pass
     r.total(seen=1, bad_request=1)

@@ -12,6 +12,7 @@ from refconsumer import http
 from refconsumer.verify import verify_topic
 from path.fidelity import row
 from rig.client2 import Client2, alpn, captured
+from rig.nginx import http2
 from rig.process import free_port
 from rig.source import Response, pattern
 from rig.status import wait_until
@@ -66,7 +67,7 @@ def stack2(stack):
     """As stack(), with HTTP/2 by prior knowledge on s.port2 of the same server."""
     def make(server="", **options):
         port = free_port()
-        s = stack(server=f"listen 127.0.0.1:{port} http2; {server}", **options)
+        s = stack(server=f"{http2(port)} {server}", **options)
         s.port2 = port
         return s
     return make

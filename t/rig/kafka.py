@@ -185,10 +185,13 @@ class KafkaBroker:
     def _watermarks(self, topic):
         partitions = self.admin.list_topics(timeout=10).topics[topic].partitions
         consumer = self._consumer()
-        try:
+
+        def marks():  # a broker that has just started may not lead them yet
             return {p: consumer.get_watermark_offsets(
                         TopicPartition(topic, p), timeout=10, cached=False)
                     for p in sorted(partitions)}
+        try:
+            return wait_until(marks, 30, f"the offsets of topic {topic}")
         finally:
             consumer.close()
 

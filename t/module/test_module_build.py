@@ -24,10 +24,11 @@ def poor_module(tmp_path):
     subprocess.run(
         ["make", "-s", "-C", TOP, "module", f"BUILD={tmp_path}", f"NGINX_SRC={SRC}",
          "NGINX_CONFIGURE=--with-compat --with-threads"],
-        check=True, capture_output=True, env=env, timeout=110)
+        check=True, capture_output=True, env=env, timeout=500)
     return str(tmp_path / "ngx_http_capture_module.so")
 
 
+@pytest.mark.timeout(600)          # it compiles
 @pytest.mark.skipif(SANITIZED or not os.path.exists(SRC),
                     reason="for the installed NGINX and its headers")
 def test_a_build_without_http2_and_3_says_so_once_and_counts(

@@ -63,14 +63,14 @@ UNITS := $(patsubst t/unit/%.c,$(BUILD)/unit/%,$(wildcard t/unit/test_*.c))
 OBJ := $(BUILD)/obj
 objects = $(patsubst %.c,$(OBJ)/%.o,$(1))
 
-LIBS := $(RDKAFKA_LIBS) -lmicrohttpd -lssl -lcrypto -lm -lpthread
+LIBS := $(RDKAFKA_LIBS) -lmicrohttpd -ljansson -lcurl -lssl -lcrypto -lm -lpthread
 
 .PHONY: all module sidecar tools unit check asan asan-check install clean \
     distclean help capture-proxy
 all: module sidecar tools
 sidecar: $(BUILD)/capture-sidecar
 tools: $(BUILD)/capturectl $(BUILD)/mock-broker
-unit: $(UNITS) $(BUILD)/unit/kafka-probe
+unit: $(UNITS) $(BUILD)/unit/kafka-probe $(BUILD)/unit/aws-probe
 
 
 # sidecar, tools, unit tests
@@ -97,8 +97,8 @@ $(UNITS): $(BUILD)/unit/%: $(OBJ)/t/unit/%.o $(BUILD)/libcapture.a
 	$(call say,LINK)$(LINK) -o $@ $^ \
 	    $$(pkg-config --libs check) $(LIBS)
 
-# Drives sidecar/kafka.c alone: t/sidecar/test_kafka.py
-$(BUILD)/unit/kafka-probe: $(call objects,t/tools/kafka_probe.c) $(BUILD)/libcapture.a
+# Drive sidecar/kafka.c and sidecar/aws_sigv4.c alone: t/sidecar
+$(BUILD)/unit/%-probe: $(OBJ)/t/tools/%_probe.o $(BUILD)/libcapture.a
 	@mkdir -p $(@D)
 	$(call say,LINK)$(LINK) -o $@ $^ $(LIBS)
 

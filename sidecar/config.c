@@ -65,6 +65,28 @@
       "After TERM, how long to wait for acknowledgements before giving up.")                      \
     X("log.level", log_level, CHOICE, "info", 0, 0, "error|warn|info|debug",                      \
       "What is logged to standard error.")                                                        \
+    X("log.format", log_format, CHOICE, "text", 0, 0, "text|json",                                \
+      "json: a line is an object with time (UTC), level and message.")                            \
+    X("core.dumps", core_dumps, CHOICE, "off", 0, 0, "off|on",                                    \
+      "on: a crash may leave a core file, with secrets and captured bytes in it; debuggers "      \
+      "of the same user may attach.")                                                             \
+    X("token.source", token_source, CHOICE, "none", 0, 0, "none|command|aws-msk-iam",             \
+      "Where the token for SASL OAUTHBEARER comes from; it is asked for again before it "         \
+      "expires. none: no token, or kafka.sasl.oauthbearer.method = oidc.")                        \
+    X("token.command", token_command, TEXT, NULL, 0, 0, NULL,                                     \
+      "A program and its arguments, by spaces, started without a shell. It prints a JWT, or "     \
+      "JSON with access_token and expires_in.")                                                   \
+    X("token.timeout", token_timeout, TIME, "30s", S, 5 * MINUTE, NULL,                           \
+      "How long the command, or an endpoint for credentials, may take.")                          \
+    X("aws.region", aws_region, REGION, NULL, 0, 0, NULL,                                         \
+      "For aws-msk-iam. Default: the one in the brokers' names, or AWS_REGION, "                  \
+      "AWS_DEFAULT_REGION.")                                                                      \
+    X("aws.credentials", aws_credentials, CHOICE, "chain", 0, 0,                                  \
+      "chain|environment|web-identity|profile|container|instance",                                \
+      "For aws-msk-iam; chain: the first of the others that is there. container: ECS, and EKS "   \
+      "Pod Identity; instance: EC2 metadata, version 2.")                                         \
+    X("aws.profile", aws_profile, TEXT, NULL, 0, 0, NULL,                                         \
+      "The section of the profile file. Default: AWS_PROFILE, or default.")                       \
     X("durability", listen, DURABILITY, "kafka", 0, 0, "kafka",                                   \
       "kafka: a record is durable when all in-sync replicas have it.")                            \
     X("spool.path", listen, LATER, NULL, 0, 0, NULL, "Not built yet.")                            \
@@ -130,16 +152,6 @@ mistake(reader *r, const char *format, ...) {
 }
 
 /* names */
-
-bool config_is_secret(const char *kafka_name) {
-    static const char *const parts[] = {"password",           "secret",
-                                        "passphrase",         ".pem",
-                                        "oauthbearer.config", "jaas"};
-    for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++)
-        if (strstr(kafka_name, parts[i]) != NULL)
-            return true;
-    return false;
-}
 
 const char *config_kafka(const config *c, const char *kafka_name) {
     for (size_t i = 0; i < c->nkafka; i++)
@@ -320,6 +332,13 @@ static int parse_socket(const char *value, char **into, complaint *why) {
     return keep(into, value, why);
 }
 
+static int parse_region(const char *value, char **into, complaint *why) {
+    if (value[strspn(value, "abcdefghijklmnopqrstuvwxyz0123456789-")] != '\0' ||
+        strlen(value) > 63)
+        return refuse(why, "give an AWS region, like eu-west-1");
+    return keep(into, value, why);
+}
+
 static int parse_path(const char *value, char **into, complaint *why) {
     if (value[0] != '/')
         return refuse(why, "give an absolute path");
@@ -393,6 +412,8 @@ static int store(config *c, const key *k, char *value, complaint *why) {
         return keep(field, value, why);
     case CONFIG_TOPIC:
         return parse_topic(value, field, why);
+    case CONFIG_REGION:
+        return parse_region(value, field, why);
     case CONFIG_PATH:
         return parse_path(value, field, why);
     case CONFIG_ADDRESS:
@@ -422,6 +443,7 @@ static int store(config *c, const key *k, char *value, complaint *why) {
 
 static void read_kafka(reader *r, const char *name, const char *value) {
     config *c = r->c;
+    char why[512];
     for (size_t i = 0; i < c->nkafka; i++)
         if (strcmp(c->kafka[i].name, name) == 0) {
             mistake(r,
@@ -437,8 +459,13 @@ static void read_kafka(reader *r, const char *name, const char *value) {
     }
     config_property *p = &c->kafka[c->nkafka++];
     p->name = strdup(name);
-    p->value = strdup(value);
     p->line = r->line;
+    if (config_resolve(value, &p->value, why, sizeof(why)) == -1)
+        mistake(r, "kafka.%s: %s", name, why);
+    if (p->value != NULL)
+        p->written = strdup(value);
+    else
+        p->value = strdup(value);
     if (p->name == NULL || p->value == NULL)
         mistake(r, "out of memory");
 }
@@ -561,6 +588,32 @@ mistake_in_whole(reader *r, const char *format, ...) {
     r->mistakes++;
 }
 
+/* A token's source, and what else is said of authentication. */
+static void check_token(reader *r) {
+    const config *c = r->c;
+    const char *mechanism = config_kafka(c, "sasl.mechanism"),
+               *mechanisms = config_kafka(c, "sasl.mechanisms"),
+               *method = config_kafka(c, "sasl.oauthbearer.method"),
+               *protocol = config_kafka(c, "security.protocol");
+    if ((c->token_source == CONFIG_TOKEN_COMMAND) != (c->token_command != NULL))
+        mistake_in_whole(r, c->token_command == NULL
+                                ? "token.source = command needs token.command"
+                                : "token.command needs token.source = command");
+    if (c->token_source == CONFIG_TOKEN_NONE)
+        return;
+    if ((mechanism != NULL && strcasecmp(mechanism, "OAUTHBEARER") != 0) ||
+        (mechanisms != NULL && strcasecmp(mechanisms, "OAUTHBEARER") != 0))
+        mistake_in_whole(r, "token.source is for kafka.sasl.mechanism = "
+                            "OAUTHBEARER: leave one of them out");
+    if (protocol != NULL && strncasecmp(protocol, "sasl_", 5) != 0)
+        mistake_in_whole(r, "token.source needs kafka.security.protocol = "
+                            "sasl_ssl (or sasl_plaintext)");
+    if (method != NULL && strcasecmp(method, "default") != 0)
+        mistake_in_whole(r, "token.source and kafka.sasl.oauthbearer.method "
+                            "both say where the token comes from: leave one "
+                            "of them out");
+}
+
 static void check_whole(reader *r) {
     const config *c = r->c;
     if (c->listen == NULL && !r->seen[0])
@@ -575,6 +628,7 @@ static void check_whole(reader *r) {
         mistake_in_whole(
             r,
             "inflight.size is less than record.size: no record could be sent");
+    check_token(r);
 }
 
 static void warn_of_open_secrets(reader *r, FILE *in) {
@@ -583,11 +637,12 @@ static void warn_of_open_secrets(reader *r, FILE *in) {
         (st.st_mode & 077) == 0)
         return;
     for (size_t i = 0; i < r->c->nkafka; i++)
-        if (config_is_secret(r->c->kafka[i].name)) {
+        if (config_is_secret(r->c->kafka[i].name) &&
+            r->c->kafka[i].written == NULL) {
             fprintf(r->err,
                     "%s:%d: warning: kafka.%s is a secret, and the file's mode "
                     "%04o lets others "
-                    "in: chmod 600\n",
+                    "in: chmod 600, or refer to it by ${file:/path}\n",
                     r->file, r->c->kafka[i].line, r->c->kafka[i].name,
                     st.st_mode & 07777);
             return;
@@ -619,11 +674,15 @@ void config_free(config *c) {
             explicit_bzero(c->kafka[i].value, strlen(c->kafka[i].value));
         free(c->kafka[i].name);
         free(c->kafka[i].value);
+        free(c->kafka[i].written);
     }
     free(c->listen);
     free(c->topic);
     free(c->metrics_listen);
     free(c->export_path);
+    free(c->token_command);
+    free(c->aws_region);
+    free(c->aws_profile);
     free(c->file);
     memset(c, 0, sizeof(*c));
 }
@@ -638,6 +697,7 @@ static const char *const type_names[] = {
     [CONFIG_GROUP] = "group",        [CONFIG_UIDS] = "users",
     [CONFIG_CHOICE] = "choice",      [CONFIG_TOPIC] = "name",
     [CONFIG_DURABILITY] = "choice",  [CONFIG_LATER] = "-",
+    [CONFIG_REGION] = "region",
 };
 
 /* "size, 4k to 1048076" or "lines or protocap" */
@@ -708,5 +768,6 @@ void config_help(FILE *out, bool markdown) {
             "librdkafka's property NAME: kafka.bootstrap.servers, "
             "kafka.security.protocol, "
             "kafka.compression.type ... Those that protect delivery cannot be "
-            "changed.");
+            "changed. `${file:/path}` in a value is what the file holds, "
+            "`${env:NAME}` the variable; HUP reads files again.");
 }

@@ -27,8 +27,15 @@ enum config_type {
     CONFIG_UIDS,   /* list of names or numbers, by commas */
     CONFIG_CHOICE, /* of the help's words */
     CONFIG_TOPIC,  /* a name that Kafka allows */
+    CONFIG_REGION, /* AWS's */
     CONFIG_DURABILITY,
     CONFIG_LATER /* known, and refused: not built yet */
+};
+
+enum config_token_source {
+    CONFIG_TOKEN_NONE,
+    CONFIG_TOKEN_COMMAND,
+    CONFIG_TOKEN_AWS_MSK_IAM
 };
 
 /* X(key, field, type, default or NULL, min, max or choices, help) lives in
@@ -38,9 +45,10 @@ enum config_type {
 #define CONFIG_MAX_KAFKA 128
 
 typedef struct {
-    char *name; /* without "kafka." */
-    char *value;
-    int line; /* of the file, for messages */
+    char *name;    /* without "kafka." */
+    char *value;   /* with its references resolved */
+    char *written; /* with them, as in the file; NULL: it has none */
+    int line;      /* of the file, for messages */
 } config_property;
 
 typedef struct {
@@ -64,11 +72,38 @@ typedef struct {
     int64_t settle_time;    /* default 3s */
     int64_t drain_time;     /* TERM: default 10s */
     int log_level;
-    char *file; /* its name as given, for messages */
+    int log_format;        /* as log.h's */
+    int core_dumps;        /* 1: allowed */
+    int token_source;      /* enum config_token_source */
+    char *token_command;   /* a program and its arguments, or NULL */
+    int64_t token_timeout; /* default 30s */
+    char *aws_region;      /* or NULL */
+    int aws_credentials;   /* 0: the chain, else one of aws_credentials.h */
+    char *aws_profile;     /* or NULL */
+    char *file;            /* its name as given, for messages */
 } config;
 
-/* For messages: whether the value of librdkafka's property must not be shown. */
+/* Whether the value of librdkafka's property must not be shown. */
 bool config_is_secret(const char *kafka_name);
+
+/* For messages: the value, or the reference to it, or that it is not shown. */
+const char *config_shown(const config_property *p);
+
+/*
+ * Resolves `${env:NAME}` and `${file:/path}` in `written`; a file's last line
+ * end is not part of its value.  *value is the caller's, or NULL when nothing
+ * is to be resolved.  0, or -1 with the reason, which never holds a value.
+ */
+int config_resolve(const char *written, char **value, char *why, size_t size);
+
+/*
+ * Reads again what the values of kafka.* refer to.  How many have changed, or
+ * -1 after a line each to `err`: then all have kept their old values.
+ */
+int config_resolve_again(config *c, FILE *err);
+
+/* Has log.h hide the secrets among the values of kafka.*. */
+void config_hide_secrets(const config *c);
 
 /* The property's value, or NULL.  `kafka_name` as librdkafka's. */
 const char *config_kafka(const config *c, const char *kafka_name);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "sidecar/kafka_internal.h"
+#include "sidecar/kafka_token.h"
 
 /* After a fatal error: how long answers to what is in flight are waited for,
    which turns doubt into certainty. */
@@ -143,6 +144,7 @@ static void report(kafka *k, const rd_kafka_message_t *m) {
     k->bytes -= m->len + m->key_len;
     kafka_pace_reported(k, m->partition);
     if (result == KAFKA_ACKED) {
+        k->refused = false;
         /* duplicates and implicit acknowledgements have no offset */
         if (m->offset >= 0)
             raise_end(k, m->partition, m->offset + 1);
@@ -175,7 +177,7 @@ static void log_line(rd_kafka_event_t *event) {
        and fatal errors come as events too */
     if ((strcmp(facility, "CONFWARN") == 0 &&
          strstr(text, "enable.gapless.guarantee") != NULL) ||
-        strcmp(facility, "FATAL") == 0)
+        strcmp(facility, "FATAL") == 0 || strcmp(facility, "FAIL") == 0)
         level = 7;
     /* a broker that is away is not yet an error: what follows from it is said
        by kafka_topic.c */
@@ -190,6 +192,33 @@ static void log_line(rd_kafka_event_t *event) {
         log_limited(&limits[to], to, "kafka: %s: %s", facility, text);
 }
 
+/* With TLS 1.3 a client's certificate is refused after the handshake, which
+   librdkafka takes for a connection that broke. */
+static bool is_refusal(rd_kafka_resp_err_t err, const char *text) {
+    return err == RD_KAFKA_RESP_ERR__AUTHENTICATION ||
+           err == RD_KAFKA_RESP_ERR__SSL ||
+           (err == RD_KAFKA_RESP_ERR__TRANSPORT &&
+            strstr(text, "SSL alert") != NULL);
+}
+
+static void refused(kafka *k, const char *text) {
+    k->refused = true;
+    if (k->reloading)
+        kafka_hurry(k);
+    if (!k->topic.ready)
+        kafka_topic_not_ready(k, WHY_AUTHENTICATION,
+                              "Kafka's brokers refuse us: %s", text);
+}
+
+static void unreachable(kafka *k, rd_kafka_resp_err_t err, const char *text) {
+    if ((err == RD_KAFKA_RESP_ERR__RESOLVE ||
+         err == RD_KAFKA_RESP_ERR__TRANSPORT ||
+         err == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN) &&
+        !k->topic.ready && k->topic.why != WHY_AUTHENTICATION)
+        kafka_topic_not_ready(k, WHY_UNREACHABLE, "Kafka cannot be reached: %s",
+                              text);
+}
+
 static void error(kafka *k, rd_kafka_event_t *event) {
     rd_kafka_resp_err_t err = rd_kafka_event_error(event);
     const char *text = rd_kafka_event_error_string(event);
@@ -201,23 +230,10 @@ static void error(kafka *k, rd_kafka_event_t *event) {
         fail(k, err, why);
         return;
     }
-    switch (err) {
-    case RD_KAFKA_RESP_ERR__AUTHENTICATION:
-    case RD_KAFKA_RESP_ERR__SSL:
-        if (!k->topic.ready)
-            kafka_topic_not_ready(k, WHY_AUTHENTICATION,
-                                  "Kafka's brokers refuse us: %s", text);
-        break;
-    case RD_KAFKA_RESP_ERR__RESOLVE:
-    case RD_KAFKA_RESP_ERR__TRANSPORT:
-    case RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN:
-        if (!k->topic.ready && k->topic.why != WHY_AUTHENTICATION)
-            kafka_topic_not_ready(k, WHY_UNREACHABLE,
-                                  "Kafka cannot be reached: %s", text);
-        break;
-    default:
-        break;
-    }
+    if (is_refusal(err, text))
+        refused(k, text);
+    else
+        unreachable(k, err, text);
     if (k->topic.ready && loop_now_ns(k->l) - k->warned_ns >= 10 * KAFKA_S) {
         k->warned_ns = loop_now_ns(k->l);
         log_warn("kafka: %s; %zu records wait", text, k->records);
@@ -341,6 +357,13 @@ void kafka_restart(kafka *k) {
     loop_timer_set(k->l, &k->timer, 0);
 }
 
+void kafka_hurry(kafka *k) {
+    if (k->state != KAFKA_FAILED || !k->patient)
+        return;
+    k->patient = false;
+    loop_timer_set(k->l, &k->timer, INFLIGHT_GRACE_NS);
+}
+
 /* All reports are in: the next producer may begin, after the backoff. */
 static void when_reported(kafka *k) {
     if (k->state != KAFKA_FAILED || k->records > 0)
@@ -399,16 +422,22 @@ static rd_kafka_t *make_producer(kafka *k) {
     if (rk == NULL) {
         rd_kafka_conf_destroy(conf);
         log_error("kafka: no producer can be made: %s", why);
+        return NULL;
     }
+    kafka_token_begin(k->c, rk);
     return rk;
 }
 
 static int open_instance(kafka *k) {
     const uint64_t one = 1;
     k->single = k->want_single;
+    kafka_fingerprint(k->c, k->fingerprint);
     k->rk = make_producer(k);
     if (k->rk == NULL)
         return -1;
+    kafka_certificate_note(k->c);
+    k->reloading = false;
+    k->refused = false;
     rd_kafka_set_log_queue(k->rk, NULL);
     k->queue = rd_kafka_queue_get_main(k->rk);
     rd_kafka_queue_io_event_enable(k->queue, k->io.fd, &one, sizeof(one));

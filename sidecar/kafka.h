@@ -49,6 +49,10 @@ int kafka_check(const config *c, FILE *err);
 kafka *kafka_new(const config *c, loop *l, const kafka_events *events,
                  void *owner);
 
+/* The values of config's properties, or the files that they name, may be
+   others now.  A producer with what cannot be used is not made. */
+void kafka_reload(kafka *k);
+
 bool kafka_ready(const kafka *k);
 const char *kafka_not_ready_why(const kafka *k); /* "" when ready */
 

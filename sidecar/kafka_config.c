@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "sidecar/kafka_internal.h"
+#include "sidecar/kafka_token.h"
 
 /*
  * What delivery rests on.  `values` are the spellings that a configuration
@@ -50,11 +51,40 @@ static const fixed fixed_properties[] = {
     {"log_level", LEAVE, NULL, "use log.level, and kafka.debug for more"},
     {"statistics.interval.ms", LEAVE, NULL, "use metrics.listen"},
     {"plugin.library.paths", LEAVE, NULL, "foreign code would run in the sidecar"},
-    {"opaque", LEAVE, NULL, "it is not for configuration files"},
+    {"interceptors", LEAVE, NULL, "foreign code would run in the sidecar"},
+    {"topic.blacklist", LEAVE, NULL, "it could hide the topic: leave it out"},
+    {"api.version.request", LEAVE, "true", "what a broker can do must be known"},
 };
 /* clang-format on */
 
 #define NFIXED (sizeof(fixed_properties) / sizeof(*fixed_properties))
+
+/* Pointers: librdkafka would take the text's own address for a function's. */
+static const char *const pointers[] = {
+    "background_event_cb",
+    "closesocket_cb",
+    "connect_cb",
+    "default_topic_conf",
+    "dr_cb",
+    "dr_msg_cb",
+    "error_cb",
+    "internal.termination.signal",
+    "log_cb",
+    "msg_order_cmp",
+    "oauthbearer_token_refresh_cb",
+    "opaque",
+    "open_cb",
+    "partitioner_cb",
+    "resolve_cb",
+    "socket_cb",
+    "ssl.certificate.verify_cb",
+    "ssl_ca",
+    "ssl_certificate",
+    "ssl_engine_callback_data",
+    "ssl_key",
+    "stats_cb",
+    "throttle_cb",
+};
 
 /* Better than librdkafka's defaults here; the configuration may change them. */
 static const char *const defaults[][2] = {
@@ -69,6 +99,12 @@ static const char *const defaults[][2] = {
     {"enable.metrics.push", "false"},
 };
 
+/* What token.source implies, unless the configuration says otherwise. */
+static const char *const of_token[][2] = {
+    {"security.protocol", "sasl_ssl"},
+    {"sasl.mechanisms", "OAUTHBEARER"},
+};
+
 typedef struct {
     const config *c;
     FILE *err;
@@ -77,10 +113,9 @@ typedef struct {
 
 static void say(checker *ch, const config_property *p, const char *what,
                 const char *more) {
-    bool secret = config_is_secret(p->name);
     fprintf(ch->err, "%s:%d: kafka.%s = %s: %s%s\n",
             ch->c->file != NULL ? ch->c->file : "-", p->line, p->name,
-            secret ? "(not shown)" : p->value, what, more);
+            config_shown(p), what, more);
     ch->mistakes++;
 }
 
@@ -105,6 +140,12 @@ static bool is_fixed(checker *ch, const config_property *p) {
             say(ch, p, "this cannot be changed: ", f->why);
         return true;
     }
+    for (size_t i = 0; i < sizeof(pointers) / sizeof(*pointers); i++)
+        if (strcmp(pointers[i], p->name) == 0) {
+            say(ch, p, "this cannot be changed: ",
+                "it is for programs, not for configuration files");
+            return true;
+        }
     return false;
 }
 
@@ -189,7 +230,10 @@ static void set_configured(checker *ch, rd_kafka_conf_t *conf) {
         default:
             /* librdkafka's words can repeat the value */
             say(ch, p,
-                config_is_secret(p->name) ? "librdkafka refuses it" : why, "");
+                config_is_secret(p->name) || p->written != NULL
+                    ? "librdkafka refuses it"
+                    : why,
+                "");
         }
     }
 }
@@ -244,9 +288,13 @@ rd_kafka_conf_t *kafka_config_make(const config *c, size_t batch_size,
     rd_kafka_conf_t *conf = rd_kafka_conf_new();
     for (size_t i = 0; i < sizeof(defaults) / sizeof(*defaults); i++)
         set_own(&ch, conf, defaults[i][0], defaults[i][1]);
+    for (size_t i = 0; i < sizeof(of_token) / sizeof(*of_token); i++)
+        if (c->token_source != CONFIG_TOKEN_NONE)
+            set_own(&ch, conf, of_token[i][0], of_token[i][1]);
     set_configured(&ch, conf);
     set_fixed(&ch, conf, batch_size, single);
     rd_kafka_conf_set_socket_cb(conf, open_socket);
+    kafka_token_configure(c, conf);
     if (ch.mistakes == 0)
         return conf;
     rd_kafka_conf_destroy(conf);
@@ -280,14 +328,20 @@ rd_kafka_conf_t *kafka_config_reader(const config *c, FILE *err) {
 }
 
 /* A producer without servers, which therefore connects to nothing: it tells
-   of files that cannot be read and of properties that exclude each other. */
+   of files that cannot be read and of properties that exclude each other.
+   librdkafka would also ask for a token at once: it shall find nobody. */
 static int try_without_servers(const config *c, FILE *err) {
     config without = *c;
     char why[512];
     without.nkafka = 0;
-    for (size_t i = 0; i < c->nkafka; i++)
-        if (strcmp(c->kafka[i].name, "bootstrap.servers") != 0)
-            without.kafka[without.nkafka++] = c->kafka[i];
+    for (size_t i = 0; i < c->nkafka; i++) {
+        config_property p = c->kafka[i];
+        if (strcmp(p.name, "bootstrap.servers") == 0)
+            continue;
+        if (strcmp(p.name, "sasl.oauthbearer.token.endpoint.url") == 0)
+            p.value = (char *)"http://127.0.0.1:1/";
+        without.kafka[without.nkafka++] = p;
+    }
     rd_kafka_conf_t *conf =
         kafka_config_make(&without, KAFKA_BATCH_SIZE, false, err);
     if (conf == NULL)
@@ -308,5 +362,7 @@ int kafka_check(const config *c, FILE *err) {
     if (conf == NULL)
         return -1;
     rd_kafka_conf_destroy(conf);
+    if (kafka_token_check(c, err) == -1)
+        return -1;
     return try_without_servers(c, err);
 }

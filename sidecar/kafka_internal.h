@@ -5,6 +5,9 @@
  *   kafka_pace.c    how much of a partition's records librdkafka gets at once
  *   kafka_topic.c   when the topic may be written to, and how large a record
  *   kafka_config.c  librdkafka's properties
+ *   kafka_reload.c  HUP: other passwords, keys, certificates
+ *   kafka_certificate.c  when the client's certificate expires
+ *   kafka_token.c   tokens for SASL OAUTHBEARER (kafka_token.h)
  */
 #ifndef SIDECAR_KAFKA_INTERNAL_H
 #define SIDECAR_KAFKA_INTERNAL_H
@@ -24,6 +27,8 @@
 
 /* librdkafka's own default, and the most that goes into one batch here */
 #define KAFKA_BATCH_SIZE 1000000u
+
+#define KAFKA_FINGERPRINT 32
 
 typedef enum {
     KAFKA_RUNNING,
@@ -129,7 +134,10 @@ struct kafka {
     bool single;      /* this producer sends every record alone */
     bool want_single; /* the next one shall */
 
-    bool patient;     /* FAILED by our own wish: nothing is purged */
+    bool patient;   /* FAILED by our own wish: nothing is purged */
+    bool reloading; /* that wish came from HUP */
+    bool refused;   /* the brokers' last word, until one acknowledges */
+    unsigned char fingerprint[KAFKA_FINGERPRINT]; /* of what rk was made of */
     loop_timer timer; /* FAILED: purge what is in flight; BETWEEN: begin */
     int64_t backoff_ns;
     int64_t begun_ns;
@@ -155,6 +163,14 @@ rd_kafka_conf_t *kafka_config_make(const config *c, size_t batch_size,
 /* For a consumer that reads the same topic: as above, but for what only
    producers have. */
 rd_kafka_conf_t *kafka_config_reader(const config *c, FILE *err);
+/* kafka_reload.c */
+
+/* Of the properties and of the files that they name, except what a producer
+   that runs can be given. */
+void kafka_fingerprint(const config *c, unsigned char *into);
+
+/* kafka_certificate.c: sets the metric; warns when it is soon, or over. */
+void kafka_certificate_note(const config *c);
 
 /* kafka_pace.c */
 
@@ -190,6 +206,10 @@ void kafka_topic_not_ready(kafka *k, kafka_why why, const char *format, ...)
 /* Makes another producer, with other properties, once the records of this one
    are reported. */
 void kafka_restart(kafka *k);
+
+/* kafka.c, for kafka_reload.c: after kafka_restart, not to wait for ever for
+   the reports of a producer that the brokers refuse. */
+void kafka_hurry(kafka *k);
 
 /* What the report means.  `alone`: no other record was in its batch. */
 kafka_result kafka_classify(rd_kafka_msg_status_t status,

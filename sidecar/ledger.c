@@ -139,6 +139,11 @@ bool ledger_idle(const ledger *l) {
     return TAILQ_EMPTY(&l->due) && l->inflight == 0 && settle_idle(l->settle);
 }
 
+void ledger_reload(ledger *l) {
+    if (l->kafka != NULL)
+        kafka_reload(l->kafka);
+}
+
 bool ledger_ready(const ledger *l, const char **why) {
     if (l->kafka == NULL || kafka_ready(l->kafka)) {
         *why = "";

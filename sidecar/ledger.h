@@ -77,6 +77,8 @@ bool ledger_idle(const ledger *l);
 
 /* Whether records can be sent now; if not, why. */
 bool ledger_ready(const ledger *l, const char **why);
+/* HUP: see kafka_reload. */
+void ledger_reload(ledger *l);
 
 /*
  * Ends the producer within `within_ns`; nothing is sent afterwards.  What is

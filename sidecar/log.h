@@ -1,11 +1,15 @@
 /*
- * One line an event, to stderr: `[LEVEL] 2025-01-31 23:59:59.123 text`.
+ * One line an event, to stderr: `[LEVEL] 2025-01-31 23:59:59.123 text`, or as
+ * JSON `{"time":"2025-01-31T23:59:59.123Z","level":"...","message":"..."}`.
  * Never captured bytes, never a secret.
  */
 #ifndef SIDECAR_LOG_H
 #define SIDECAR_LOG_H
 
+#include <stddef.h>
 #include <stdint.h>
+
+enum log_format { LOG_FORMAT_TEXT, LOG_FORMAT_JSON };
 
 enum log_level {
     LOG_LEVEL_ERROR,
@@ -15,6 +19,17 @@ enum log_level {
 };
 
 void log_set_level(enum log_level level);
+void log_set_format(enum log_format format);
+
+/*
+ * From now on `secret` is written as "(hidden)" in every line: for what others
+ * say (librdkafka, a token's issuer).  One a name; the next of that name takes
+ * its place.  Safe in any thread.
+ */
+void log_hide(const char *name, const char *secret);
+/* Hides them in a text that goes elsewhere; the text does not grow. */
+void log_mask(char *text, size_t size);
+
 /* -1 for an unknown name: error, warn, info, debug. */
 int log_level_parse(const char *name);
 void log_write(enum log_level level, const char *format, ...)

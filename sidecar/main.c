@@ -14,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -56,7 +58,8 @@ static void usage(FILE *out) {
           "\n"
           "Signals: TERM and INT drain and exit (0: nothing is pending, 3: "
           "something is);\n"
-          "HUP reopens logs (they go to standard error).\n",
+          "HUP reads again what ${file:/path} refers to, keys and "
+          "certificates.\n",
           out);
 }
 
@@ -85,6 +88,29 @@ static void drain_over(loop_timer *timer) {
     loop_stop(s->loop);
 }
 
+/* Secrets, keys and certificates anew; the rest of the configuration stays, and
+   the log goes to standard error: there is no file to open again. */
+static void reload(sidecar *s) {
+    char *text = NULL;
+    size_t len;
+    FILE *err = open_memstream(&text, &len);
+
+    if (err == NULL) {
+        log_error("HUP: %s", strerror(errno));
+        return;
+    }
+    int changed = config_resolve_again(&s->config, err);
+    fclose(err);
+    if (changed == -1) {
+        log_error("HUP: the values stay as they were: %s", text);
+    } else {
+        log_info("HUP: %d values of kafka.* have changed", changed);
+        config_hide_secrets(&s->config);
+        ledger_reload(s->ledger);
+    }
+    free(text);
+}
+
 static void signal_ready(loop_io *io, uint32_t events) {
     sidecar *s = (sidecar *)(void *)((char *)io - offsetof(sidecar, signals));
     struct signalfd_siginfo info;
@@ -92,7 +118,7 @@ static void signal_ready(loop_io *io, uint32_t events) {
     (void)events;
     while (read(io->fd, &info, sizeof(info)) == sizeof(info)) {
         if (info.ssi_signo == SIGHUP) {
-            log_info("HUP: logs go to standard error, nothing to reopen");
+            reload(s);
         } else {
             begin_drain(s, info.ssi_signo == SIGINT ? "INT" : "TERM");
         }
@@ -234,6 +260,24 @@ static int read_config(config *c, const char *file) {
     return ledger_has_kafka(c) ? kafka_check(c, stderr) : 0;
 }
 
+/* Neither a core file nor another process of this user shall hold what is in
+   our memory. */
+static void protect_memory(const config *c) {
+#ifndef __SANITIZE_ADDRESS__ /* its search for leaks traces us */
+    const struct rlimit none = {0, 0};
+
+    if (c->core_dumps) {
+        return;
+    }
+    if (setrlimit(RLIMIT_CORE, &none) != 0 ||
+        prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0) {
+        log_warn("core dumps cannot be turned off: %s", strerror(errno));
+    }
+#else
+    (void)c;
+#endif
+}
+
 int main(int argc, char **argv) {
     static const struct option options[] = {
         {"config", required_argument, NULL, 'c'},
@@ -282,6 +326,9 @@ int main(int argc, char **argv) {
         config_free(&s.config);
         return EXIT_SUCCESS;
     }
+    protect_memory(&s.config);
     log_set_level((enum log_level)s.config.log_level);
+    log_set_format((enum log_format)s.config.log_format);
+    config_hide_secrets(&s.config);
     return run(&s);
 }

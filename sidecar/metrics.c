@@ -103,7 +103,8 @@ void metrics_write(FILE *out) {
                 cap_wait_name(wait_cells[i].number),
                 e.wait[wait_cells[i].number]);
     for (int i = 0; i < METRIC_COUNT; i++)
-        value(out, &descriptions[i], metrics_cell[i]);
+        value(out, &descriptions[i],
+              __atomic_load_n(&metrics_cell[i], __ATOMIC_RELAXED));
 }
 
 static void document(FILE *out, const description *d, const char *label) {

@@ -48,6 +48,13 @@
       "records handed to Kafka and not acknowledged")                          \
     X(INFLIGHT_BYTES, "inflight_bytes", gauge, "bytes of those records")       \
     X(KAFKA_READY, "kafka_ready", gauge, "1 when the topic can be written")    \
+    X(CERTIFICATE_EXPIRY, "kafka_certificate_expiry_timestamp_seconds", gauge, \
+      "when the client's certificate for Kafka expires, 0 without one")        \
+    X(TOKEN_EXPIRY, "kafka_token_expiry_timestamp_seconds", gauge,             \
+      "when the token of token.source expires, 0 without one")                 \
+    X(TOKENS, "kafka_tokens_total", counter, "tokens got from token.source")   \
+    X(TOKENS_FAILED, "kafka_token_failures_total", counter,                    \
+      "times that token.source gave no token")                                 \
     X(EXPORTED, "exported_records_total", counter,                             \
       "records written to the file export")                                    \
     X(EXPORT_FAILED, "export_failed_records_total", counter,                   \
@@ -60,6 +67,7 @@ enum metric {
         METRIC_COUNT
 };
 
+/* The loop's thread's; what another sets, it sets atomically. */
 extern uint64_t metrics_cell[METRIC_COUNT];
 
 /* Sum of all pools' exchange counters, linked and retired. */

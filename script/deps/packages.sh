@@ -7,15 +7,15 @@ BUILD_PACKAGES=(
     nginx-dev nginx:nginx libpcre2-dev zlib1g-dev libssl-dev
     # what librdkafka uses for TLS, SASL, OIDC and compression
     libcurl4-openssl-dev libsasl2-dev libzstd-dev liblz4-dev
-    # the sidecar's metrics, and capturectl's JSON
-    libmicrohttpd-dev libcjson-dev
+    # the sidecar's metrics and tokens, and capturectl's JSON
+    libmicrohttpd-dev libjansson-dev libcjson-dev
     # fetching and checking source packages
     dpkg-dev debian-archive-keyring
 )
 
 TEST_PACKAGES=(
     check python3-venv
-    mvn:maven java:default-jre-headless
+    mvn:maven javac:default-jdk-headless
     clang:clang clang-format:clang-format
     valgrind wrk curl openssl:openssl
 )

@@ -7,6 +7,9 @@
  *                        with `done COUNT acked=... cpu_us=... wall_us=...`
  *   closed COUNT SIZE N  the same with N of them at a time
  *   partition KEY        `partition N end E`
+ *   text FILE            records are pieces of it, one after another, instead of
+ *                        all the same
+ *   reload               what HUP does
  *   free MILLISECONDS    kafka_free within that time, and the end
  */
 #include <errno.h>
@@ -26,11 +29,13 @@ typedef struct record {
     char key[24];
     size_t key_len;
     int64_t sent_us;
+    const char *value;
 } record;
 
 typedef struct {
     loop *l;
     kafka *k;
+    config *c;
     loop_io input;
     char line[256];
     size_t line_len;
@@ -38,8 +43,8 @@ typedef struct {
     int64_t within_ns;
 
     record *waiting, **waiting_end;
-    char *value;
-    size_t size;
+    char *value, *text;
+    size_t size, text_len;
     uint64_t serial, asked, open, acked, retried, rejected, in_doubt, no_offset;
     int64_t cpu_us, wall_us;
     uint64_t to_make;
@@ -70,6 +75,9 @@ static void make(probe *p) {
     r->key_len =
         (size_t)snprintf(r->key, sizeof(r->key), "key-%" PRIu64, p->serial++);
     r->sent_us = wall_us();
+    r->value = p->value;
+    if (p->text_len > p->size)
+        r->value = p->text + (p->serial * p->size) % (p->text_len - p->size);
     p->to_make--;
     put(p, r);
 }
@@ -78,7 +86,7 @@ static void send_waiting(probe *p) {
     while (p->waiting != NULL) {
         record *r = p->waiting;
         int32_t partition = kafka_partition(p->k, r->key, r->key_len);
-        if (kafka_produce(p->k, partition, r->key, r->key_len, p->value,
+        if (kafka_produce(p->k, partition, r->key, r->key_len, r->value,
                           p->size, r) == -1)
             return;
         p->waiting = r->next;
@@ -153,10 +161,22 @@ static void produce(probe *p, uint64_t count, size_t size, uint64_t at_a_time) {
         make(p);
 }
 
+static void read_text(probe *p, const char *file) {
+    FILE *in = fopen(file, "re");
+    const size_t most = 64 << 20;
+    if (in == NULL) {
+        log_error("probe: %s: %s", file, strerror(errno));
+        return;
+    }
+    p->text = realloc(p->text, most);
+    p->text_len = fread(p->text, 1, most, in);
+    fclose(in);
+}
+
 static void command(probe *p, const char *line) {
     uint64_t count, ms, n;
     size_t size;
-    char key[64];
+    char key[64], file[200];
     if (sscanf(line, "produce %" SCNu64 " %zu", &count, &size) == 2) {
         produce(p, count, size, count);
     } else if (sscanf(line, "closed %" SCNu64 " %zu %" SCNu64, &count, &size,
@@ -167,6 +187,12 @@ static void command(probe *p, const char *line) {
         printf("partition %" PRId32 " end %" PRId64 "\n", n,
                kafka_known_end(p->k, n));
         fflush(stdout);
+    } else if (sscanf(line, "text %199s", file) == 1) {
+        read_text(p, file);
+    } else if (strcmp(line, "reload") == 0) {
+        config_resolve_again(p->c, stderr);
+        config_hide_secrets(p->c);
+        kafka_reload(p->k);
     } else if (sscanf(line, "free %" SCNu64, &ms) == 1) {
         p->within_ns = (int64_t)ms * 1000000;
         p->ended = true;
@@ -208,6 +234,8 @@ int main(int argc, char **argv) {
     if (argc != 2 || config_read(&c, argv[1], stderr) == -1 ||
         kafka_check(&c, stderr) == -1)
         return 2;
+    p.c = &c;
+    config_hide_secrets(&c);
     log_set_level((enum log_level)c.log_level);
     p.l = loop_new();
     p.k = kafka_new(&c, p.l, &events, &p);
@@ -224,6 +252,7 @@ int main(int argc, char **argv) {
         free(r);
     }
     free(p.value);
+    free(p.text);
     free(p.latency_us);
     loop_free(p.l);
     config_free(&c);

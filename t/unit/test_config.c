@@ -123,6 +123,32 @@ static const struct {
     {GOOD "export.path = x\n", "absolute path"},
     {GOOD "export.format = xml\n", "choose one of: lines|protocap"},
     {GOOD "log.level = loud\n", "choose one of"},
+    {GOOD "log.format = xml\n", "log.format = xml: choose one of: text|json"},
+    {GOOD "core.dumps = maybe\n", "core.dumps = maybe: choose one of: off|on"},
+    {GOOD "token.source = air\n", "token.source = air: choose one of: none|command|aws-msk-iam"},
+    {GOOD "token.source = command\n", "token.source = command needs token.command"},
+    {GOOD "token.command = /bin/x\n", "token.command needs token.source"},
+    {GOOD "token.command =\n", "token.command has no value"},
+    {GOOD "token.timeout = 10m\n", "token.timeout = 10m: it must be from 1s to 5m"},
+    {GOOD "token.source = aws-msk-iam\nkafka.sasl.mechanism = PLAIN\n",
+     "token.source is for kafka.sasl.mechanism = OAUTHBEARER"},
+    {GOOD "token.source = aws-msk-iam\nkafka.security.protocol = ssl\n",
+     "token.source needs kafka.security.protocol = sasl_ssl"},
+    {GOOD "token.source = aws-msk-iam\nkafka.sasl.oauthbearer.method = oidc\n",
+     "both say where the token comes from"},
+    {GOOD "aws.region = EU West\n", "aws.region = EU West: give an AWS region"},
+    {GOOD "aws.credentials = magic\n", "aws.credentials = magic: choose one of: chain|environment"},
+    {GOOD "aws.profile =\n", "aws.profile has no value"},
+    {GOOD "export.size = 1\n", "export.size = 1: it must be from 1k"},
+    {GOOD "inflight.size = 1k\n", "inflight.size = 1k: it must be from 1m"},
+    {GOOD "drain.time = 2h\n", "drain.time = 2h: it must be from 0ms to 1h"},
+    {GOOD "kafka.sasl.password = ${env:NO_SUCH_VARIABLE}\n",
+     ":3: kafka.sasl.password: the environment has no NO_SUCH_VARIABLE"},
+    {GOOD "kafka.sasl.password = ${file:/no/such}\n", "/no/such cannot be read: No such file"},
+    {GOOD "kafka.sasl.password = ${file:x}\n", "x is not an absolute path"},
+    {GOOD "kafka.sasl.password = ${file:/x\n", "the reference has no \"}\""},
+    {GOOD "kafka.sasl.password = ${file:/dev/null}\n", "/dev/null is empty"},
+    {GOOD "kafka.sasl.password = ${file:/dev/zero}\n", "larger than 65536 bytes"},
     {GOOD "durability = disk\n", "not built yet"},
     {GOOD "durability = paper\n", "choose one of: kafka"},
     {GOOD "spool.path = /x\n", "spool.path = /x: this key is not built yet"},
@@ -136,6 +162,81 @@ START_TEST(a_mistake_is_named_with_its_place_and_its_remedy) {
     ck_assert_int_eq(rc, -1);
     ck_assert_msg(strstr(said, mistakes[_i].says) != NULL,
                   "\"%s\" is not in: %s", mistakes[_i].says, said);
+}
+END_TEST
+
+/* `key =` in a text of the table above, and said by name. */
+static bool has_mistake(const char *key) {
+    char begin[84];
+    snprintf(begin, sizeof(begin), "%s =", key);
+    for (size_t i = 0; i < sizeof(mistakes) / sizeof(*mistakes); i++) {
+        const char *at = strstr(mistakes[i].text, begin);
+        if (at != NULL && (at == mistakes[i].text || at[-1] == '\n') &&
+            read_text(mistakes[i].text, 0600) == -1 &&
+            strstr(said, key) != NULL)
+            return true;
+        config_free(&c);
+    }
+    return false;
+}
+
+START_TEST(each_key_has_a_mistake_above_that_names_it) {
+    char *text, key[80];
+    size_t len;
+    int n = 0;
+    FILE *out = open_memstream(&text, &len);
+    config_help(out, false);
+    fclose(out);
+    for (char *save, *line = strtok_r(text, "\n", &save); line != NULL;
+         line = strtok_r(NULL, "\n", &save)) {
+        if (strncmp(line, "kafka.", 6) == 0 ||
+            sscanf(line, "%79[a-z._] = ", key) != 1 ||
+            strncmp(line + strlen(key), " = ", 3) != 0)
+            continue;
+        ck_assert_msg(has_mistake(key), "no mistake of %s is tested", key);
+        n++;
+    }
+    ck_assert_int_ge(n, 20);
+    free(text);
+}
+END_TEST
+
+START_TEST(a_value_can_come_from_a_file_or_a_variable) {
+    char text[512], why[64];
+    char secret[] = "/tmp/test_secret.XXXXXX";
+    int fd = mkstemp(secret);
+    ck_assert_int_eq(write(fd, "hunter2\r\n", 9), 9);
+    setenv("TEST_USER", "joe", 1);
+    snprintf(text, sizeof(text),
+             GOOD "kafka.sasl.password = ${file:%s}\n"
+                  "kafka.sasl.username = ${env:TEST_USER}\n"
+                  "kafka.client.id = a${env:TEST_USER}$b${c}\n",
+             secret);
+    ck_assert_int_eq(read_text(text, 0644), 0);
+    ck_assert_str_eq(said, ""); /* the file has no secret in it */
+    ck_assert_str_eq(config_kafka(&c, "sasl.password"), "hunter2");
+    ck_assert_str_eq(config_kafka(&c, "sasl.username"), "joe");
+    ck_assert_str_eq(config_kafka(&c, "client.id"), "ajoe$b${c}");
+    snprintf(why, sizeof(why), "${file:%s}", secret);
+    ck_assert_str_eq(config_shown(&c.kafka[1]), why);
+
+    ck_assert_int_eq(config_resolve_again(&c, stderr), 0);
+    ck_assert_int_eq(ftruncate(fd, 0), 0);
+    ck_assert_int_eq(pwrite(fd, "hunter3", 7, 0), 7);
+    ck_assert_int_eq(config_resolve_again(&c, stderr), 1);
+    ck_assert_str_eq(config_kafka(&c, "sasl.password"), "hunter3");
+    /* what cannot be read leaves all as it was */
+    unlink(secret);
+    char *told;
+    size_t len;
+    FILE *err = open_memstream(&told, &len);
+    ck_assert_int_eq(config_resolve_again(&c, err), -1);
+    fclose(err);
+    ck_assert_ptr_nonnull(
+        strstr(told, "kafka.sasl.password: /tmp/test_secret"));
+    ck_assert_str_eq(config_kafka(&c, "sasl.password"), "hunter3");
+    free(told);
+    close(fd);
 }
 END_TEST
 
@@ -194,6 +295,8 @@ int main(void) {
     tcase_add_test(t, every_key_is_taken);
     tcase_add_loop_test(t, a_mistake_is_named_with_its_place_and_its_remedy, 0,
                         sizeof(mistakes) / sizeof(*mistakes));
+    tcase_add_test(t, each_key_has_a_mistake_above_that_names_it);
+    tcase_add_test(t, a_value_can_come_from_a_file_or_a_variable);
     tcase_add_test(t, all_mistakes_are_told_at_once);
     tcase_add_test(t,
                    a_secret_that_others_can_read_is_warned_of_and_never_shown);

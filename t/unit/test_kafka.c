@@ -250,6 +250,54 @@ START_TEST(a_broker_that_comes_back_gets_all_records) {
 }
 END_TEST
 
+static bool all_given_back(void) {
+    for (int i = 0; i < nitems; i++)
+        if (items[i].retries == 0)
+            return false;
+    return true;
+}
+
+/* A property has changed while records wait for a broker that is away. */
+static void change_a_property_meanwhile(void) {
+    run_until(ready_now);
+    rd_kafka_mock_broker_set_down(mock, 1);
+    make(10);
+    until = never;
+    deadline = loop_now_ns(l) + KAFKA_S / 2;
+    loop_run(l, hook, NULL);
+    c.kafka[1].name = (char *)"client.id";
+    c.kafka[1].value = (char *)"another";
+    c.nkafka = 2;
+}
+
+START_TEST(a_reload_waits_for_the_reports_of_the_old_producer) {
+    change_a_property_meanwhile();
+    kafka_reload(k);
+    deadline = loop_now_ns(l) + 2 * KAFKA_S;
+    loop_run(l, hook, NULL);
+    ck_assert_int_eq(nfinal, 0);
+    rd_kafka_mock_broker_set_up(mock, 1);
+    run_until(all_final);
+    for (int i = 0; i < nitems; i++) {
+        ck_assert_int_eq(items[i].last, KAFKA_ACKED);
+        ck_assert_int_eq(items[i].retries, 0);
+    }
+    run_until(ready_now); /* with the next one */
+}
+END_TEST
+
+START_TEST(a_reload_does_not_wait_for_a_producer_that_is_refused) {
+    change_a_property_meanwhile();
+    k->refused = true;
+    kafka_reload(k);
+    run_until(all_given_back);
+    rd_kafka_mock_broker_set_up(mock, 1);
+    run_until(all_final);
+    for (int i = 0; i < nitems; i++)
+        ck_assert_int_eq(items[i].last, KAFKA_ACKED);
+}
+END_TEST
+
 START_TEST(the_end_reports_what_is_left) {
     run_until(ready_now);
     make(3);
@@ -287,6 +335,8 @@ int main(void) {
     tcase_add_test(
         t, a_record_over_the_limit_is_rejected_after_produce_has_returned);
     tcase_add_test(t, a_broker_that_comes_back_gets_all_records);
+    tcase_add_test(t, a_reload_waits_for_the_reports_of_the_old_producer);
+    tcase_add_test(t, a_reload_does_not_wait_for_a_producer_that_is_refused);
     tcase_add_test(t, the_end_reports_what_is_left);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);

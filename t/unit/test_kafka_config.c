@@ -55,6 +55,20 @@ static const struct {
     {"message.max.bytes", "1", "it follows record.size"},
     {"transactional.id", "x", "cannot be changed"},
     {"partitioner", "random", "cannot be changed"},
+    {"message.send.max.retries", "3", "never by failed attempts"},
+    {"queue.buffering.max.ms", "5", "may be waiting"},
+    {"queuing.strategy", "lifo", "in order"},
+    {"delivery.report.only.error", "true", "needs every report"},
+    {"metadata.broker.list", "a:1", "use kafka.bootstrap.servers"},
+    {"enabled_events", "1", "cannot be changed"},
+    {"log.queue", "false", "cannot be changed"},
+    {"log_level", "7", "use log.level"},
+    {"statistics.interval.ms", "1000", "use metrics.listen"},
+    {"interceptors", "x", "foreign code"},
+    {"topic.blacklist", ".*", "could hide the topic"},
+    {"api.version.request", "false", "what a broker can do"},
+    {"opaque", "x", "it is for programs"},
+    {"msg_order_cmp", "x", "it is for programs"},
     {"plugin.library.paths", "x.so", "foreign code"},
     {"compresion.codec", "lz4", "did you mean kafka.compression.codec?"},
     {"compression.type", "brotli", "kafka.compression.type = brotli: "},
@@ -91,18 +105,6 @@ START_TEST(what_repeats_the_rule_and_what_is_free_is_taken) {
 }
 END_TEST
 
-static const char *const bad_servers[] = {"",      ",",   "a:1,,b:2",
-                                          ":9092", "a:b", "a:1,"};
-
-START_TEST(servers_are_host_and_port) {
-    c.nkafka = 0;
-    add("bootstrap.servers", bad_servers[_i]);
-    int rc = check();
-    ck_assert_int_eq(rc, -1);
-    ck_assert_ptr_nonnull(strstr(said, "give host:port"));
-}
-END_TEST
-
 static const char *value_of(rd_kafka_conf_t *conf, const char *name) {
     static char value[256];
     size_t size = sizeof(value);
@@ -114,6 +116,122 @@ static const char *value_of(rd_kafka_conf_t *conf, const char *name) {
                      RD_KAFKA_CONF_OK);
     return value;
 }
+
+/* What librdkafka's own table says of a property. */
+typedef struct {
+    char name[80], range[300];
+} documented;
+
+static bool next_documented(FILE *table, documented *d) {
+    char line[1024];
+    while (fgets(line, sizeof(line), table) != NULL) {
+        char used[16];
+        if (sscanf(line, "%79[a-z_.] | %15[^|]|%299[^|]", d->name, used,
+                   d->range) != 3)
+            continue;
+        for (char *end = d->name + strlen(d->name); *--end == ' ';)
+            *end = '\0';
+        if (strchr(used, 'P') != NULL || strchr(used, '*') != NULL)
+            return true;
+    }
+    return false;
+}
+
+static FILE *open_table(void) {
+    FILE *table = tmpfile();
+    rd_kafka_conf_properties_show(table);
+    rewind(table);
+    return table;
+}
+
+START_TEST(a_bad_value_of_any_property_is_refused_and_its_name_told) {
+    FILE *table = open_table();
+    documented d;
+    int n = 0;
+    while (next_documented(table, &d)) {
+        char says[128];
+        if (d.range[strspn(d.range, " ")] == '\0')
+            continue; /* any text will do */
+        c.nkafka = 1;
+        add(d.name, "no-such-value");
+        int rc = check();
+        snprintf(says, sizeof(says), "f:2: kafka.%s = ", d.name);
+        ck_assert_msg(rc == -1, "%s is taken", d.name);
+        ck_assert_msg(strstr(said, says) != NULL, "%s: %s", d.name, said);
+        free(said);
+        said = NULL;
+        n++;
+    }
+    ck_assert_int_gt(n, 60);
+    fclose(table);
+}
+END_TEST
+
+/* A text that librdkafka takes for a pointer would be called. */
+START_TEST(no_pointer_can_be_set) {
+    FILE *table = open_table();
+    documented d;
+    int n = 0;
+    while (next_documented(table, &d)) {
+        const char *end = d.name + strlen(d.name);
+        if (strchr(d.name, '.') != NULL && strstr(d.name, "_cb") == NULL)
+            continue;
+        c.nkafka = 1;
+        add(d.name, "x");
+        int rc = check();
+        bool pointer =
+            strcmp(end - 3, "_cb") == 0 || strncmp(d.name, "ssl_", 4) == 0 ||
+            strstr(d.name, "_conf") != NULL || strstr(d.name, "_cmp") != NULL;
+        ck_assert_msg(!pointer || rc == -1, "%s is taken", d.name);
+        free(said);
+        said = NULL;
+        n += pointer;
+    }
+    ck_assert_int_gt(n, 15);
+    fclose(table);
+}
+END_TEST
+
+START_TEST(a_value_from_elsewhere_is_shown_as_it_was_written) {
+    add("compression.type", "s3cr3t-value");
+    c.kafka[1].written = (char *)"${file:/run/x}";
+    int rc = check();
+    ck_assert_int_eq(rc, -1);
+    ck_assert_str_eq(said, "f:2: kafka.compression.type = ${file:/run/x}: "
+                           "librdkafka refuses it\n");
+}
+END_TEST
+
+START_TEST(a_token_needs_a_region_and_implies_its_mechanism) {
+    c.token_source = CONFIG_TOKEN_AWS_MSK_IAM;
+    unsetenv("AWS_REGION");
+    unsetenv("AWS_DEFAULT_REGION");
+    int rc = check();
+    ck_assert_int_eq(rc, -1);
+    ck_assert_ptr_nonnull(strstr(said, "set aws.region"));
+    free(said);
+    c.kafka[0].value =
+        (char *)"b-1.x.c2.kafka.eu-west-3.amazonaws.com:9098,b:1";
+    rc = check();
+    ck_assert_msg(rc == 0, "%s", said);
+    rd_kafka_conf_t *conf = kafka_config_make(&c, 20000, true, stderr);
+    ck_assert_str_eq(value_of(conf, "sasl.mechanisms"), "OAUTHBEARER");
+    ck_assert_str_eq(value_of(conf, "security.protocol"), "sasl_ssl");
+    rd_kafka_conf_destroy(conf);
+}
+END_TEST
+
+static const char *const bad_servers[] = {"",      ",",   "a:1,,b:2",
+                                          ":9092", "a:b", "a:1,"};
+
+START_TEST(servers_are_host_and_port) {
+    c.nkafka = 0;
+    add("bootstrap.servers", bad_servers[_i]);
+    int rc = check();
+    ck_assert_int_eq(rc, -1);
+    ck_assert_ptr_nonnull(strstr(said, "give host:port"));
+}
+END_TEST
 
 START_TEST(the_producer_gets_what_the_rules_say) {
     rd_kafka_conf_t *conf = kafka_config_make(&c, 20000, true, stderr);
@@ -187,6 +305,10 @@ int main(void) {
     tcase_add_loop_test(
         t, a_dangerous_or_wrong_property_is_refused_with_the_reason, 0,
         sizeof(refused) / sizeof(*refused));
+    tcase_add_test(t, a_bad_value_of_any_property_is_refused_and_its_name_told);
+    tcase_add_test(t, no_pointer_can_be_set);
+    tcase_add_test(t, a_value_from_elsewhere_is_shown_as_it_was_written);
+    tcase_add_test(t, a_token_needs_a_region_and_implies_its_mechanism);
     tcase_add_test(t, what_repeats_the_rule_and_what_is_free_is_taken);
     tcase_add_loop_test(t, servers_are_host_and_port, 0,
                         sizeof(bad_servers) / sizeof(*bad_servers));

@@ -10,6 +10,8 @@ import pytest
 
 from rig import nginx as rig_nginx
 from rig.kafka import KafkaBroker
+from rig.probe import Probe
+from rig.security import SecureBroker
 from rig.stack import Stack
 from rig.source import Source
 
@@ -72,6 +74,45 @@ def own_broker(workdir):
             broker.start()
             return broker
         yield make
+
+
+@pytest.fixture
+def probe(workdir):
+    """A factory of Probe (rig/probe.py): probe(kafka__client__id="x", env={...})
+    starts sidecar/kafka.c alone with this configuration, "__" being a dot."""
+    probes = []
+
+    def make(env=None, **conf):
+        directory = os.path.join(workdir, f"p{len(probes)}")
+        os.mkdir(directory)
+        probes.append(Probe(directory, {k.replace("__", "."): v
+                                        for k, v in conf.items()}, env))
+        return probes[-1]
+    yield make
+    for p in probes:
+        p.close()
+
+
+@pytest.fixture(scope="session")
+def secure_broker(tmp_path_factory):
+    """A broker with a listener for each way to authenticate
+    (rig/security.py). It needs ten ports, of which another program may take one
+    before the broker does: then it is tried once more, with others."""
+    def make():
+        return SecureBroker(str(tmp_path_factory.mktemp("secure") / "kafka"))
+    broker = make()
+    try:
+        try:
+            broker.start(180)
+        except AssertionError:
+            if "Address already in use" not in broker.process.log_text():
+                raise
+            broker.kill()
+            broker = make()
+            broker.start(180)
+        yield broker
+    finally:
+        broker.kill()
 
 
 @pytest.fixture

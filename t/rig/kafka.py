@@ -42,14 +42,23 @@ class KafkaBroker:
                  them and turns on the authorizer. They may do nothing until
                  permit() says so; the listener without SASL may do everything.
     properties   further broker properties
+    listeners    {name: security protocol} of further listeners; their ports are
+                 in `ports`
+    scram        {(mechanism, user): password}
+    classpath    a directory of further classes
+    defines      {system property: value} of its JVM
     """
 
     def __init__(self, directory, auto_create=False, users=None,
-                 properties=None):
+                 properties=None, listeners=None, scram=None, classpath=None,
+                 defines=None):
         self.directory = str(directory)
         self.port = free_port()
         self.controller_port = free_port()
         self.sasl_port = free_port() if users else None
+        self.listeners = listeners or {}
+        self.ports = {name: free_port() for name in self.listeners}
+        self.scram = scram or {}
         self.process = None
         self.admin = None
         jars = os.path.join(TOP, "build", "kafka", "*.jar")
@@ -61,8 +70,10 @@ class KafkaBroker:
             "server.properties",
             self._properties(auto_create, users or {}, properties or {}))
         self.java = JAVA + [
-            "-cp", os.path.dirname(jars) + "/*",
-            "-Dlog4j2.configurationFile=" + self._path("log4j2.properties")]
+            "-cp", os.path.dirname(jars) + "/*"
+            + (f":{classpath}" if classpath else ""),
+            "-Dlog4j2.configurationFile=" + self._path("log4j2.properties"),
+            *(f"-D{key}={value}" for key, value in (defines or {}).items())]
         self._format()
 
     # life
@@ -91,6 +102,10 @@ class KafkaBroker:
     @property
     def bootstrap(self):
         return f"127.0.0.1:{self.port}"
+
+    def at(self, listener):
+        """The address of one of the further listeners."""
+        return f"127.0.0.1:{self.ports[listener]}"
 
     @property
     def sasl_bootstrap(self):
@@ -215,7 +230,10 @@ class KafkaBroker:
 
     def _properties(self, auto_create, users, properties):
         listeners = {"PLAIN": self.port, "CONTROLLER": self.controller_port}
-        protocols = "PLAIN:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT"
+        listeners |= self.ports
+        protocols = ",".join(
+            ["PLAIN:PLAINTEXT", "CONTROLLER:PLAINTEXT", "SASL:SASL_PLAINTEXT"]
+            + [f"{name}:{p}" for name, p in self.listeners.items()])
         p = {
             "process.roles": "broker,controller",
             "node.id": "1",
@@ -258,5 +276,8 @@ class KafkaBroker:
         cluster = "Y2FwdHVyZS10ZXN0LWlkMQ"  # any 16 bytes in base64
         with open(self._path("format.log"), "ab") as log:
             subprocess.run(
-                tool + ["format", "-t", cluster, "-c", self.config],
+                tool + ["format", "-t", cluster, "-c", self.config] + [
+                    word for (mechanism, user), password in self.scram.items()
+                    for word in ("--add-scram",
+                                 f"{mechanism}=[name={user},password={password}]")],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)

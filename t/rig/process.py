@@ -12,6 +12,8 @@ TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 SANITIZED = os.environ.get("CAPTURE_SAN", "") not in ("", "0")
 BUILD = os.path.join(TOP, "build", "asan" if SANITIZED else "")
 
+SUPPRESSIONS = os.path.join(TOP, "t", "rig", "asan.supp")
+
 
 _given = set()
 
@@ -48,7 +50,7 @@ def sanitizer_env(directory, leaks=False):
     return {
         # odr: a dynamic module brings NGINX's symbols a second time
         "ASAN_OPTIONS": f"log_path={log}:detect_odr_violation=0:"
-                        f"detect_leaks={int(leaks)}",
+                        f"detect_leaks={int(leaks)}:suppressions={SUPPRESSIONS}",
         "UBSAN_OPTIONS": f"log_path={log}:print_stacktrace=1:halt_on_error=0",
     }
 

@@ -11,9 +11,11 @@ BINARY = os.path.join(BUILD, "capture-sidecar")
 
 
 class Sidecar:
-    """conf is {key: value}, written as `key = value` lines to `directory`."""
+    """conf is {key: value}, written as `key = value` lines to `directory`; env
+    is added to the environment."""
 
-    def __init__(self, directory, conf, ready="ready"):
+    def __init__(self, directory, conf, ready="ready", env=None):
+        self.env = env or {}
         self.directory = str(directory)
         self.ready = ready
         self.conf = dict(conf)
@@ -76,7 +78,7 @@ class Sidecar:
                         (seen, *classes)))
 
     def _env(self):
-        return sanitizer_env(self.directory, leaks=True)
+        return {**sanitizer_env(self.directory, leaks=True), **self.env}
 
 
 def check(directory, conf):

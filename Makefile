@@ -86,7 +86,7 @@ $(BUILD)/capture-sidecar: $(call objects,sidecar/main.c) $(BUILD)/libcapture.a
 
 # cJSON before librdkafka, whose archive holds one of its own
 $(BUILD)/capturectl: $(call objects,$(TOOLS)) $(BUILD)/libcapture.a
-	$(call say,LINK)$(LINK) -o $@ $^ -lcjson $(LIBS)
+	$(call say,LINK)$(LINK) -o $@ $^ -lcjson -lcurl -lpcre2-8 -lz $(LIBS)
 
 # For script/demo; nothing of ours is in it, and it is not installed.
 $(BUILD)/mock-broker: $(call objects,tools/mock-broker.c)

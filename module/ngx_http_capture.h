@@ -55,6 +55,7 @@ typedef struct {
     ngx_str_t                  sidecar;   /* path of the socket */
     size_t                     buffer;    /* bytes of a worker's pool */
     ngx_shm_zone_t            *zone;
+    uint64_t                   generation; /* counts loads */
     ngx_uint_t                 used;      /* some location may capture */
 } ngx_http_capture_main_conf_t;
 
@@ -212,6 +213,8 @@ struct ngx_http_capture_ctx_s {
     unsigned                   upgrade:1;  /* endOfMessage waits for a head */
     unsigned                   request_done:1;     /* all bytes written */
     unsigned                   eom_sent:1;
+    unsigned                   uncaptured:1;       /* counted as that */
+    unsigned                   excluded:1;         /* and as that */
     unsigned                   response_begun:1;
     unsigned                   response_chunked:1;
     unsigned                   early_cut:1;        /* not all of it is held */
@@ -244,6 +247,9 @@ typedef struct {
     uint64_t                   truncated;
     uint64_t                   reason[CAP_REASON_CELLS];
     uint64_t                   wait[CAP_WAIT_CELLS];
+
+    uint64_t                   uncaptured; /* in flight, of all pools */
+    uint64_t                   excluded;
 } ngx_http_capture_worker_t;
 
 
@@ -269,6 +275,8 @@ ngx_http_capture_ctx_t *ngx_http_capture_find_ctx(ngx_http_request_t *r);
 ngx_http_capture_ctx_t *ngx_http_capture_create_ctx(ngx_http_request_t *r);
 void ngx_http_capture_decide(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx);
+void ngx_http_capture_mark_uncaptured(ngx_http_capture_ctx_t *ctx,
+    ngx_uint_t excluded);
 void ngx_http_capture_decide_refused(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_uint_t reason);
 
@@ -362,6 +370,7 @@ void ngx_http_capture_status_exit(ngx_cycle_t *cycle);
 void ngx_http_capture_count(ngx_uint_t reason);
 void ngx_http_capture_count_seen(void);
 void ngx_http_capture_count_wait(ngx_uint_t cell, uint64_t n);
+void ngx_http_capture_count_uncaptured(ngx_uint_t excluded, ngx_int_t n);
 
 
 /*

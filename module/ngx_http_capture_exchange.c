@@ -242,11 +242,17 @@ ngx_http_capture_finish(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
     case CAP_FRAME_DROP:
         ctx->state = ngx_http_capture_dropped;
         ctx->reason = code;
+        ngx_http_capture_mark_uncaptured(ctx, 0);
         break;
 
     default:
         ctx->state = ngx_http_capture_lost;
         ctx->reason = code;
+
+        if (!ctx->eom_sent) {
+            ngx_http_capture_mark_uncaptured(ctx, 0);
+        }
+
         break;
     }
 }
@@ -304,6 +310,8 @@ ngx_http_capture_exchange_pool(ngx_http_capture_ctx_t *ctx)
     ctx->state = ngx_http_capture_lost;
     ctx->reason = CAP_LINK_LOST;
 
+    ngx_http_capture_mark_uncaptured(ctx, 0);
+
     return NULL;
 }
 
@@ -342,6 +350,7 @@ ngx_http_capture_exchange_lost(ngx_http_capture_ctx_t *ctx, ngx_uint_t reason)
     ctx->reason = reason;
 
     ngx_http_capture_count(reason);
+    ngx_http_capture_mark_uncaptured(ctx, 0);
 }
 
 

@@ -383,6 +383,7 @@ ngx_http_capture_decide(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
 
     if (!clcf->enable) {
         ctx->state = ngx_http_capture_ignored;
+        ngx_http_capture_mark_uncaptured(ctx, 1);
         return;
     }
 
@@ -398,6 +399,8 @@ ngx_http_capture_decide(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
         ctx->state = ngx_http_capture_filtered;
         ctx->reason = reason;
         ngx_http_capture_count(reason);
+        ngx_http_capture_mark_uncaptured(ctx, reason == CAP_RULE
+                                              || reason == CAP_BYPASS);
         return;
     }
 
@@ -591,6 +594,29 @@ ngx_http_capture_request_end(ngx_http_capture_ctx_t *ctx)
 }
 
 
+/*
+ * A request that may change the source, and is on its way there uncaptured:
+ * until it ends no snapshot is safe.
+ */
+
+void
+ngx_http_capture_mark_uncaptured(ngx_http_capture_ctx_t *ctx,
+    ngx_uint_t excluded)
+{
+    if (ctx->uncaptured
+        || (ctx->request->method & (NGX_HTTP_GET|NGX_HTTP_HEAD
+                                    |NGX_HTTP_OPTIONS|NGX_HTTP_TRACE)))
+    {
+        return;
+    }
+
+    ctx->uncaptured = 1;
+    ctx->excluded = excluded;
+
+    ngx_http_capture_count_uncaptured(excluded, 1);
+}
+
+
 static void
 ngx_http_capture_cleanup(void *data)
 {
@@ -626,4 +652,8 @@ ngx_http_capture_cleanup(void *data)
     }
 
     ngx_http_capture_early_free(ctx);
+
+    if (ctx->uncaptured) {
+        ngx_http_capture_count_uncaptured(ctx->excluded, -1);
+    }
 }

@@ -35,12 +35,17 @@ typedef struct {
     uint64_t         left;
     uint64_t         blocks;
     uint64_t         blocks_used;
+    uint64_t         generation;  /* of the configuration; counts loads */
+    uint64_t         uncaptured;  /* see ngx_http_capture_count_uncaptured() */
+    uint64_t         excluded;
     uint64_t         reason[CAP_REASON_CELLS];
     uint64_t         wait[CAP_WAIT_CELLS];
 } ngx_http_capture_row_t;
 
 
 typedef struct {
+    uint64_t                generation;   /* of the last load */
+    ngx_pid_t               old_master;   /* of a binary upgrade, or 0 */
     ngx_http_capture_row_t  exited;
     ngx_http_capture_row_t  rows[NGX_HTTP_CAPTURE_ROWS];
 } ngx_http_capture_zone_t;
@@ -58,6 +63,10 @@ static void ngx_http_capture_status_refresh(void);
 static void ngx_http_capture_status_pool(ngx_http_capture_row_t *row,
     ngx_http_capture_pool_t *pool);
 static ngx_buf_t *ngx_http_capture_status_page(ngx_http_request_t *r);
+static void ngx_http_capture_status_siblings(void);
+static ngx_uint_t ngx_http_capture_status_alive(ngx_pid_t pid);
+static u_char *ngx_http_capture_status_strangers(u_char *p, u_char *last,
+    ngx_http_capture_zone_t *zone);
 static u_char *ngx_http_capture_status_row(u_char *p, u_char *last,
     ngx_http_capture_row_t *row);
 static u_char *ngx_http_capture_status_reasons(u_char *p, u_char *last,
@@ -69,6 +78,11 @@ static u_char *ngx_http_capture_status_waits(u_char *p, u_char *last,
 static ngx_slab_pool_t         *ngx_http_capture_slab;
 static ngx_http_capture_row_t  *ngx_http_capture_row;
 static ngx_event_t              ngx_http_capture_refresh;
+static uint64_t                 ngx_http_capture_generation;
+
+/* workers that were there when this one began, by their slots */
+
+static ngx_pid_t                ngx_http_capture_siblings[NGX_MAX_PROCESSES];
 
 
 ngx_int_t
@@ -87,30 +101,46 @@ ngx_http_capture_status_zone(ngx_conf_t *cf,
     }
 
     cmcf->zone->init = ngx_http_capture_status_init_zone;
+    cmcf->zone->data = cmcf;
 
     return NGX_OK;
 }
 
 
+/*
+ * A configuration keeps the number of its load: a load that failed later gives
+ * none of the running workers another one.
+ */
+
 static ngx_int_t
 ngx_http_capture_status_init_zone(ngx_shm_zone_t *zone, void *data)
 {
-    ngx_slab_pool_t  *slab;
+    ngx_slab_pool_t               *slab;
+    ngx_http_capture_zone_t       *z;
+    ngx_http_capture_main_conf_t  *cmcf;
 
+    cmcf = zone->data;
     slab = (ngx_slab_pool_t *) zone->shm.addr;
 
-    if (data) {
-        zone->data = data;
-        return NGX_OK;
-    }
-
-    if (!zone->shm.exists) {
+    if (data == NULL && !zone->shm.exists) {
         slab->data = ngx_slab_calloc(slab, sizeof(ngx_http_capture_zone_t));
     }
 
-    zone->data = slab->data;
+    z = data ? data : slab->data;
 
-    return zone->data ? NGX_OK : NGX_ERROR;
+    zone->data = z;
+
+    if (z == NULL) {
+        return NGX_ERROR;
+    }
+
+    if (data == NULL && ngx_inherited) {
+        z->old_master = getppid();
+    }
+
+    cmcf->generation = ++z->generation;
+
+    return NGX_OK;
 }
 
 
@@ -128,6 +158,9 @@ ngx_http_capture_status_init(ngx_cycle_t *cycle)
     zone = cmcf->zone->data;
 
     ngx_http_capture_slab = (ngx_slab_pool_t *) cmcf->zone->shm.addr;
+    ngx_http_capture_generation = cmcf->generation;
+
+    ngx_http_capture_status_siblings();
 
     ngx_http_capture_refresh.handler = ngx_http_capture_status_timer_handler;
     ngx_http_capture_refresh.log = cycle->log;
@@ -145,6 +178,7 @@ ngx_http_capture_status_init(ngx_cycle_t *cycle)
 
         if (row->pid == 0 && ngx_http_capture_row == NULL) {
             row->pid = ngx_pid;
+            row->generation = ngx_http_capture_generation;
             ngx_http_capture_row = row;
         }
     }
@@ -300,6 +334,33 @@ ngx_http_capture_count_wait(ngx_uint_t cell, uint64_t n)
 }
 
 
+/*
+ * Requests in flight that may change the source and are not captured: by rule,
+ * which `excluded` counts, or because they could not be.  By how many.
+ */
+
+void
+ngx_http_capture_count_uncaptured(ngx_uint_t excluded, ngx_int_t n)
+{
+    ngx_http_capture_worker_t  *w;
+
+    w = ngx_http_capture_worker;
+
+    if (w == NULL) {
+        return;
+    }
+
+    if (excluded) {
+        w->excluded += n;
+
+    } else {
+        w->uncaptured += n;
+    }
+
+    ngx_http_capture_status_touch();
+}
+
+
 static void
 ngx_http_capture_status_touch(void)
 {
@@ -337,6 +398,9 @@ ngx_http_capture_status_refresh(void)
     ngx_memzero(&sum, sizeof(ngx_http_capture_row_t));
 
     sum.pid = ngx_pid;
+    sum.generation = ngx_http_capture_generation;
+    sum.uncaptured = w->uncaptured;
+    sum.excluded = w->excluded;
     sum.seen = w->seen;
     sum.captured = w->captured;
     sum.truncated = w->truncated;
@@ -466,6 +530,7 @@ ngx_http_capture_status_page(ngx_http_request_t *r)
     u_char                        *p, *last;
     ngx_buf_t                     *b;
     ngx_uint_t                     i, n;
+    ngx_core_conf_t               *ccf;
     ngx_http_capture_row_t         total, row;
     ngx_http_capture_zone_t       *zone;
     ngx_http_capture_main_conf_t  *cmcf;
@@ -473,7 +538,7 @@ ngx_http_capture_status_page(ngx_http_request_t *r)
     cmcf = ngx_http_get_module_main_conf(r, ngx_http_capture_module);
     zone = cmcf->zone->data;
 
-    n = 4;
+    n = 4 + NGX_MAX_PROCESSES * NGX_INT_T_LEN / NGX_HTTP_CAPTURE_ROW_SIZE;
 
     for (i = 0; i < NGX_HTTP_CAPTURE_ROWS; i++) {
         n += zone->rows[i].pid != 0;
@@ -487,9 +552,21 @@ ngx_http_capture_status_page(ngx_http_request_t *r)
     p = b->pos;
     last = b->end;
 
+    ccf = (ngx_core_conf_t *) ngx_get_conf(ngx_cycle->conf_ctx,
+                                           ngx_core_module);
+
     p = ngx_slprintf(p, last, "{\"version\":\"" NGX_HTTP_CAPTURE_VERSION
-                     "\",\"sidecar\":\"unix:%V\",\"workers\":[",
-                     &cmcf->sidecar);
+                     "\",\"sidecar\":\"unix:%V\",\"worker_processes\":%i,"
+                     "\"old_master\":%P,",
+                     &cmcf->sidecar,
+                     ngx_process == NGX_PROCESS_SINGLE ? 1
+                                                       : ccf->worker_processes,
+                     zone->old_master
+                     && ngx_http_capture_status_alive(zone->old_master)
+                     ? zone->old_master : 0);
+
+    p = ngx_http_capture_status_strangers(p, last, zone);
+    p = ngx_slprintf(p, last, "\"workers\":[");
 
     ngx_memzero(&total, sizeof(ngx_http_capture_row_t));
 
@@ -500,10 +577,13 @@ ngx_http_capture_status_page(ngx_http_request_t *r)
             continue;
         }
 
-        p = ngx_slprintf(p, last, "%s{\"pid\":%P,\"linked\":%s,"
+        p = ngx_slprintf(p, last, "%s{\"pid\":%P,\"generation\":%uL,"
+                         "\"linked\":%s,\"uncaptured\":%uL,"
+                         "\"excluded\":%uL,"
                          "\"blocks\":%uL,\"blocks_used\":%uL,",
-                         n++ ? "," : "", row.pid,
+                         n++ ? "," : "", row.pid, row.generation,
                          row.linked ? "true" : "false",
+                         row.uncaptured, row.excluded,
                          row.blocks, row.blocks_used);
         p = ngx_http_capture_status_row(p, last, &row);
 
@@ -523,6 +603,70 @@ ngx_http_capture_status_page(ngx_http_request_t *r)
     b->last = ngx_slprintf(p, last, "}" CRLF);
 
     return b;
+}
+
+
+/*
+ * Workers of before a reload need not have this module, or any use for it:
+ * they have no row.  A worker knows them from its fork, and learns from the
+ * master when they end.
+ */
+
+static void
+ngx_http_capture_status_siblings(void)
+{
+    ngx_int_t  i;
+
+    for (i = 0; i < ngx_last_process; i++) {
+        if (i != ngx_process_slot && ngx_processes[i].pid > 0
+            && ngx_processes[i].channel[0] != -1 && ngx_processes[i].name
+            && ngx_strcmp(ngx_processes[i].name, "worker process") == 0)
+        {
+            ngx_http_capture_siblings[i] = ngx_processes[i].pid;
+        }
+    }
+}
+
+
+static ngx_uint_t
+ngx_http_capture_status_alive(ngx_pid_t pid)
+{
+    return kill(pid, 0) == 0 || ngx_errno != NGX_ESRCH;
+}
+
+
+static u_char *
+ngx_http_capture_status_strangers(u_char *p, u_char *last,
+    ngx_http_capture_zone_t *zone)
+{
+    ngx_int_t   i;
+    ngx_pid_t   pid;
+    ngx_uint_t  n, row;
+
+    p = ngx_slprintf(p, last, "\"strangers\":[");
+
+    for (i = 0, n = 0; i < NGX_MAX_PROCESSES; i++) {
+        pid = ngx_http_capture_siblings[i];
+
+        if (pid == 0 || ngx_processes[i].pid != pid
+            || ngx_processes[i].channel[0] == -1
+            || !ngx_http_capture_status_alive(pid))
+        {
+            continue;
+        }
+
+        for (row = 0; row < NGX_HTTP_CAPTURE_ROWS; row++) {
+            if (zone->rows[row].pid == pid) {
+                break;
+            }
+        }
+
+        if (row == NGX_HTTP_CAPTURE_ROWS) {
+            p = ngx_slprintf(p, last, "%s%P", n++ ? "," : "", pid);
+        }
+    }
+
+    return ngx_slprintf(p, last, "],");
 }
 
 

@@ -28,7 +28,8 @@ typedef struct connection {
 struct accumulator {
     accumulate_calls calls;
     accumulate_counts counts;
-    int packet_timeout;
+    int64_t packet_timeout;
+    size_t keep;
     const char *place;
     void *tree;                  /* of connections, tsearch(3) */
     connection *oldest, *newest; /* by seen */
@@ -37,15 +38,19 @@ struct accumulator {
 
 /* messages */
 
-static void append(char **buf, size_t *len, size_t *cap, record_slice s) {
-    if (s.len > *cap - *len) {
-        *cap = (*len + s.len) * 2;
+/* Of what would be more than `keep`, nothing. */
+static void append(char **buf, size_t *len, size_t *cap, record_slice s,
+                   size_t keep) {
+    size_t n = s.len < keep - *len ? s.len : keep - *len;
+
+    if (n > *cap - *len) {
+        *cap = (*len + n) * 2;
         *buf = ctl_realloc(*buf, *cap);
     }
 
-    if (s.len > 0) {
-        memcpy(*buf + *len, s.data, s.len);
-        *len += s.len;
+    if (n > 0) {
+        memcpy(*buf + *len, s.data, n);
+        *len += n;
     }
 }
 
@@ -57,24 +62,30 @@ static void touch(http_message *m, int64_t ts) {
     m->last_ns = ts;
 }
 
-static void add_packet(http_message *m, int64_t ts, record_slice s) {
+static void add_packet(const accumulator *a, http_message *m, int64_t ts,
+                       record_slice s) {
     touch(m, ts);
-    append(&m->data, &m->len, &m->cap, s);
+    append(&m->data, &m->len, &m->cap, s, a->keep);
+    m->size += s.len;
     m->packets++;
 }
 
-static void add_segment(http_message *m, int64_t ts, record_slice s) {
+static void add_segment(const accumulator *a, http_message *m, int64_t ts,
+                        record_slice s) {
     touch(m, ts);
-    append(&m->segment, &m->segment_len, &m->segment_cap, s);
+    append(&m->segment, &m->segment_len, &m->segment_cap, s, a->keep);
+    m->segment_size += s.len;
     m->in_segment = true;
 }
 
-static void end_segment(http_message *m, int64_t ts) {
+static void end_segment(const accumulator *a, http_message *m, int64_t ts) {
     record_slice s = {(const uint8_t *)m->segment, m->segment_len};
 
-    add_packet(m, ts, s);
+    add_packet(a, m, ts, s);
+    m->size += m->segment_size - s.len;
     m->in_segment = false;
     m->segment_len = 0;
+    m->segment_size = 0;
 }
 
 static void clear(http_message *m) {
@@ -134,8 +145,7 @@ static connection *new_connection(accumulator *a, const record_info *info) {
     };
 
     if (tsearch(c, &a->tree, compare) == NULL) {
-        ctl_error("out of memory");
-        exit(CTL_ERROR);
+        ctl_die("out of memory");
     }
 
     attach_newest(a, c);
@@ -180,7 +190,7 @@ static void ignore(accumulator *a, const record_observation *o,
     a->calls.remark(a->calls.ctx, a->place, what);
 }
 
-static void hand_out(accumulator *a, connection *c, exchange_status status) {
+static void hand_out(accumulator *a, connection *c, exchange_state status) {
     http_exchange x = {
         .node_id = c->node_id,
         .connection_id = c->connection_id,
@@ -199,8 +209,7 @@ static void hand_out(accumulator *a, connection *c, exchange_status status) {
 }
 
 /* The exchange at hand comes to its end, whatever it has. */
-static void end_exchange(accumulator *a, connection *c,
-                         exchange_status status) {
+static void end_exchange(accumulator *a, connection *c, exchange_state status) {
     if (c->state == WRITES) {
         hand_out(a, c, status);
         c->resets++;
@@ -277,11 +286,11 @@ static void in_reads(accumulator *a, connection *c, const record_observation *o,
             error(a,
                   "a read within segments: the request's bytes change places");
         }
-        add_packet(&c->request, ts, o->data);
+        add_packet(a, &c->request, ts, o->data);
         break;
 
     case RECORD_READ_SEGMENT:
-        add_segment(&c->request, ts, o->data);
+        add_segment(a, &c->request, ts, o->data);
         break;
 
     case RECORD_SEGMENT_END:
@@ -289,7 +298,7 @@ static void in_reads(accumulator *a, connection *c, const record_observation *o,
             error(a, "a segmentEnd without segments, which stops the Replayer");
             break;
         }
-        end_segment(&c->request, ts);
+        end_segment(a, &c->request, ts);
         break;
 
     case RECORD_END_OF_MESSAGE:
@@ -316,11 +325,11 @@ static void in_writes(accumulator *a, connection *c,
                 a,
                 "a write within segments: the response's bytes change places");
         }
-        add_packet(&c->response, ts, o->data);
+        add_packet(a, &c->response, ts, o->data);
         break;
 
     case RECORD_WRITE_SEGMENT:
-        add_segment(&c->response, ts, o->data);
+        add_segment(a, &c->response, ts, o->data);
         break;
 
     case RECORD_SEGMENT_END:
@@ -328,7 +337,7 @@ static void in_writes(accumulator *a, connection *c,
             error(a, "a segmentEnd without segments, which stops the Replayer");
             break;
         }
-        end_segment(&c->response, ts);
+        end_segment(a, &c->response, ts);
         break;
 
     case RECORD_READ:
@@ -385,11 +394,13 @@ static bool observe(accumulator *a, connection *c, const record_observation *o,
     return true;
 }
 
-accumulator *accumulate_new(const accumulate_calls *calls, int packet_timeout) {
+accumulator *accumulate_new(const accumulate_calls *calls,
+                            int64_t packet_timeout, size_t keep) {
     accumulator *a = ctl_alloc(sizeof(accumulator));
 
     *a = (accumulator){.calls = *calls,
                        .packet_timeout = packet_timeout,
+                       .keep = keep,
                        .now = INT64_MIN / 4};
 
     return a;

@@ -24,12 +24,14 @@
 
 /* One direction of an exchange: its bytes, and when they came. */
 typedef struct {
-    char *data;
+    char *data; /* the first ones, up to what the accumulator keeps */
     size_t len, cap;
+    uint64_t size;    /* of all of them */
     unsigned packets; /* a read or write each; a run of segments is one */
     int64_t first_ns, last_ns;
     char *segment; /* a run of segments that has not ended */
     size_t segment_len, segment_cap;
+    uint64_t segment_size;
     bool in_segment;
 } http_message;
 
@@ -37,14 +39,14 @@ typedef enum {
     EXCHANGE_COMPLETE,
     EXCHANGE_EXPIRED, /* the response may go on */
     EXCHANGE_OPEN,    /* the input ended; the response may go on */
-} exchange_status;
+} exchange_state;
 
 /* Valid during the callback only. response.packets is 0 if there was none. */
 typedef struct {
     record_slice node_id;
     record_slice connection_id;
     int index; /* of the request in its connection, as the Replayer counts */
-    exchange_status status;
+    exchange_state status;
     http_message request;
     http_message response;
 } http_exchange;
@@ -67,7 +69,9 @@ typedef struct {
 
 typedef struct accumulator accumulator;
 
-accumulator *accumulate_new(const accumulate_calls *calls, int packet_timeout);
+/* keep: so many bytes of each message, SIZE_MAX for all. */
+accumulator *accumulate_new(const accumulate_calls *calls,
+                            int64_t packet_timeout, size_t keep);
 
 /* place: where it came from, for remarks and errors. Uses up the reader. */
 void accumulate_record(accumulator *a, const char *place,

@@ -5,127 +5,23 @@
  */
 
 #include "tools/capturectl.h"
-#include "tools/capturectl_accumulate.h"
+#include "tools/capturectl_exchange.h"
+#include "tools/capturectl_filter.h"
 #include "tools/capturectl_text.h"
 
+#include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
-#define NS_PER_MS 1e6
+typedef struct http_sorter http_sorter;
 
 typedef struct {
     const ctl_options *opt;
     accumulator *accumulator;
-    unsigned long records;
+    exchange_filter *filter;
+    http_sorter *sorter; /* NULL: exchanges are printed as they complete */
+    unsigned long records, shown;
 } http_view;
-
-typedef struct {
-    const char *data;
-    size_t len;
-} span;
-
-/* The first line, without its end; a request may have empty lines before it. */
-static span first_line(const http_message *m) {
-    const char *end, *p = m->data;
-    size_t n = m->len;
-
-    while (n > 0 && (*p == '\r' || *p == '\n')) {
-        p++;
-        n--;
-    }
-
-    end = n ? memchr(p, '\n', n) : NULL;
-    n = end ? (size_t)(end - p) : n;
-
-    if (n > 0 && p[n - 1] == '\r') {
-        n--;
-    }
-
-    return (span){p, n};
-}
-
-/* The length of the head with its empty line; all of it if that never comes. */
-static size_t head_len(const http_message *m) {
-    span line = first_line(m);
-
-    for (size_t i = (size_t)(line.data - m->data) + line.len; i < m->len; i++) {
-        if (m->data[i] != '\n') {
-            continue;
-        }
-
-        if (i + 1 < m->len && m->data[i + 1] == '\n') {
-            return i + 2;
-        }
-
-        if (i + 2 < m->len && m->data[i + 1] == '\r' &&
-            m->data[i + 2] == '\n') {
-            return i + 3;
-        }
-    }
-
-    return m->len;
-}
-
-/* The next word of a line, which is taken from it. */
-static span take_word(span *line) {
-    span word = *line;
-    const char *blank = line->len ? memchr(line->data, ' ', line->len) : NULL;
-
-    if (blank == NULL) {
-        *line = (span){line->data + line->len, 0};
-        return word;
-    }
-
-    word.len = (size_t)(blank - line->data);
-    line->len -= word.len + 1;
-    line->data = blank + 1;
-
-    return word;
-}
-
-/* 0 if the response does not begin with a status line. */
-static int status_of(const http_message *m) {
-    span line = first_line(m);
-    span version = take_word(&line), code = take_word(&line);
-
-    if (version.len < 5 || strncasecmp(version.data, "HTTP/", 5) != 0 ||
-        code.len != 3) {
-        return 0;
-    }
-
-    for (size_t i = 0; i < 3; i++) {
-        if (code.data[i] < '0' || code.data[i] > '9') {
-            return 0;
-        }
-    }
-
-    return (code.data[0] - '0') * 100 + (code.data[1] - '0') * 10 +
-           (code.data[2] - '0');
-}
-
-/* From the request's last packet to the response's last, as in the tuples. */
-static double latency_ms(const http_exchange *x) {
-    int64_t ns;
-
-    if (__builtin_sub_overflow(x->response.last_ns, x->request.last_ns, &ns)) {
-        ns = x->response.last_ns < 0 ? INT64_MIN : INT64_MAX;
-    }
-
-    return (double)ns / NS_PER_MS;
-}
-
-static const char *status_name(exchange_status status) {
-    switch (status) {
-    case EXCHANGE_COMPLETE:
-        return "complete";
-    case EXCHANGE_EXPIRED:
-        return "expired";
-    case EXCHANGE_OPEN:
-        return "open";
-    }
-
-    return "";
-}
 
 /* readable */
 
@@ -153,7 +49,7 @@ static void put_full(const char *mark, const http_message *m) {
         return;
     }
 
-    head = head_len(m);
+    head = exchange_head_len(m);
     put_marked(mark, m->data, head);
 
     if (m->len == head) {
@@ -170,9 +66,9 @@ static void put_full(const char *mark, const http_message *m) {
 }
 
 static void put_readable(const ctl_options *opt, const http_exchange *x) {
-    int status = status_of(&x->response);
+    int status = exchange_status(&x->response);
     char time[TEXT_TIME_SIZE];
-    span line = first_line(&x->request);
+    span line = exchange_first_line(&x->request);
 
     ctl_print("%s ", text_time(x->request.first_ns, time));
     text_put_escaped(x->node_id.data, x->node_id.len);
@@ -180,18 +76,20 @@ static void put_readable(const ctl_options *opt, const http_exchange *x) {
     text_put_escaped(x->connection_id.data, x->connection_id.len);
     ctl_print(".%d \"", x->index);
     text_put_escaped(line.data, line.len);
-    ctl_print("\" %zu", x->request.len);
+    ctl_print("\" %" PRIu64, x->request.size);
 
     if (x->response.packets == 0) {
         ctl_print(" -> no response");
     } else if (status == 0) {
-        ctl_print(" -> ? %zu %.3fms", x->response.len, latency_ms(x));
+        ctl_print(" -> ? %" PRIu64 " %.3fms", x->response.size,
+                  exchange_latency_ms(x));
     } else {
-        ctl_print(" -> %d %zu %.3fms", status, x->response.len, latency_ms(x));
+        ctl_print(" -> %d %" PRIu64 " %.3fms", status, x->response.size,
+                  exchange_latency_ms(x));
     }
 
     ctl_print(x->status == EXCHANGE_COMPLETE ? "\n" : " (%s)\n",
-              status_name(x->status));
+              exchange_state_name(x->status));
 
     if (opt->full) {
         put_full(">", &x->request);
@@ -210,13 +108,13 @@ static cJSON *add_message(cJSON *object, const char *name,
     cJSON_AddStringToObject(message, "first", text_time(m->first_ns, time));
     cJSON_AddStringToObject(message, "last", text_time(m->last_ns, time));
     text_add_int(message, "packets", m->packets);
-    text_add_int(message, "size", (int64_t)m->len);
+    text_add_int(message, "size", (int64_t)m->size);
 
     return message;
 }
 
 static void add_full(cJSON *message, const http_message *m) {
-    size_t head = m->len ? head_len(m) : 0;
+    size_t head = m->len ? exchange_head_len(m) : 0;
 
     text_add_bytes(cJSON_AddObjectToObject(message, "head"), m->data, head);
 
@@ -237,10 +135,10 @@ static void add_word(cJSON *message, const char *name, span word) {
 
 static void add_request(cJSON *object, const http_exchange *x, bool full) {
     cJSON *message = add_message(object, "request", &x->request);
-    span line = first_line(&x->request);
+    span line = exchange_first_line(&x->request);
 
-    add_word(message, "method", take_word(&line));
-    add_word(message, "uri", take_word(&line));
+    add_word(message, "method", exchange_word(&line));
+    add_word(message, "uri", exchange_word(&line));
     add_word(message, "version", line);
 
     if (full) {
@@ -250,7 +148,7 @@ static void add_request(cJSON *object, const http_exchange *x, bool full) {
 
 static void add_response(cJSON *object, const http_exchange *x, bool full) {
     cJSON *message;
-    int status = status_of(&x->response);
+    int status = exchange_status(&x->response);
 
     if (x->response.packets == 0) {
         return;
@@ -266,7 +164,7 @@ static void add_response(cJSON *object, const http_exchange *x, bool full) {
         add_full(message, &x->response);
     }
 
-    cJSON_AddNumberToObject(object, "latency_ms", latency_ms(x));
+    cJSON_AddNumberToObject(object, "latency_ms", exchange_latency_ms(x));
 }
 
 static void put_json(const ctl_options *opt, const http_exchange *x) {
@@ -276,10 +174,57 @@ static void put_json(const ctl_options *opt, const http_exchange *x) {
     text_add_string(object, "connectionId", x->connection_id.data,
                     x->connection_id.len);
     text_add_int(object, "index", x->index);
-    cJSON_AddStringToObject(object, "state", status_name(x->status));
+    cJSON_AddStringToObject(object, "state", exchange_state_name(x->status));
     add_request(object, x, opt->full);
     add_response(object, x, opt->full);
     text_put_json(object);
+}
+
+/* --sort time: what has been rendered, held until the end */
+
+typedef struct {
+    int64_t first_ns;
+    size_t at; /* in the order of completion */
+    char *text;
+    size_t len;
+} line;
+
+struct http_sorter {
+    line *lines;
+    size_t count, cap;
+};
+
+static void hold(http_sorter *s, int64_t first_ns, char *text, size_t len) {
+    if (s->count == s->cap) {
+        s->cap = s->cap * 2 + 1024;
+        s->lines = ctl_realloc(s->lines, s->cap * sizeof(line));
+    }
+
+    s->lines[s->count] = (line){first_ns, s->count, text, len};
+    s->count++;
+}
+
+static int by_time(const void *a, const void *b) {
+    const line *x = a, *y = b;
+
+    if (x->first_ns != y->first_ns) {
+        return x->first_ns < y->first_ns ? -1 : 1;
+    }
+
+    return (x->at > y->at) - (x->at < y->at);
+}
+
+static void put_sorted(http_sorter *s) {
+    if (s->count > 0) {
+        qsort(s->lines, s->count, sizeof(line), by_time);
+    }
+
+    for (size_t i = 0; i < s->count; i++) {
+        ctl_put(s->lines[i].text, s->lines[i].len);
+        free(s->lines[i].text);
+    }
+
+    free(s->lines);
 }
 
 /* the accumulator's callbacks */
@@ -287,7 +232,24 @@ static void put_json(const ctl_options *opt, const http_exchange *x) {
 static void on_exchange(void *ctx, const http_exchange *x) {
     http_view *view = ctx;
 
+    if (!filter_wants(view->filter, x)) {
+        return;
+    }
+
+    view->shown++;
+
+    if (view->sorter != NULL) {
+        ctl_capture_begin();
+    }
+
     (view->opt->json ? put_json : put_readable)(view->opt, x);
+
+    if (view->sorter != NULL) {
+        size_t len;
+        char *text = ctl_capture_end(&len);
+
+        hold(view->sorter, x->request.first_ns, text, len);
+    }
 }
 
 static void on_remark(void *ctx, const char *place, const char *what) {
@@ -310,13 +272,25 @@ static void on_record(void *ctx, ctl_record *r) {
 }
 
 void ctl_http(const ctl_options *opt) {
+    http_sorter sorter = {0};
     http_view view = {.opt = opt};
     accumulate_counts n;
     accumulate_calls calls = {on_exchange, on_remark, on_error, &view};
 
-    view.accumulator = accumulate_new(&calls, opt->packet_timeout);
+    if (strcmp(opt->sort, "time") == 0) {
+        view.sorter = &sorter;
+    } else if (strcmp(opt->sort, "completion") != 0) {
+        ctl_remark("--sort %s: completion or time", opt->sort);
+        exit(CTL_USAGE);
+    }
+
+    view.filter = filter_new(opt);
+    view.accumulator =
+        accumulate_new(&calls, opt->packet_timeout,
+                       opt->full || opt->body ? SIZE_MAX : EXCHANGE_HEAD_KEPT);
     ctl_read_records(opt, on_record, &view);
     n = accumulate_end(view.accumulator);
+    put_sorted(&sorter);
 
     if (!opt->quiet && !ctl_output_lost()) {
         ctl_remark("%lu records, %lu exchanges; requests: %lu dropped, %lu "
@@ -324,5 +298,11 @@ void ctl_http(const ctl_options *opt) {
                    "connections: %lu expired, %lu open",
                    view.records, n.exchanges, n.dropped, n.unfinished,
                    n.expired, n.open);
+
+        if (filter_is_set(view.filter)) {
+            ctl_remark("%lu exchanges shown", view.shown);
+        }
     }
+
+    filter_free(view.filter);
 }

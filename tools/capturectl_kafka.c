@@ -1,40 +1,12 @@
-/*
- * Values and end offsets out of a topic.
- *
- * Reading takes no consumer group and commits nothing. It goes from each
- * partition's begin to what was its end when the program started, and merges
- * the partitions by the records' timestamps (by the partition's number where
- * these are equal), so that the output is the same every time and the
- * Replayer's clock, which runs on the records' times, sees them in about their
- * order.
- */
+/* A client of Kafka, and what a topic has: partitions and their offsets. */
 
-#include "tools/capturectl.h"
+#include "tools/capturectl_kafka.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <librdkafka/rdkafka.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define PLACE_SIZE 512
-
-typedef struct {
-    int32_t number;
-    int64_t next, end;        /* offsets */
-    rd_kafka_message_t *head; /* read and not yet handed out */
-    bool started;
-} partition;
-
-typedef struct {
-    const ctl_options *opt;
-    rd_kafka_t *rk;
-    rd_kafka_topic_t *topic;
-    partition *partitions;
-    size_t count;
-    bool failed; /* an answer is overdue: give up */
-} consumer;
 
 static void on_log(const rd_kafka_t *rk, int level, const char *facility,
                    const char *text) {
@@ -65,24 +37,70 @@ static bool set(rd_kafka_conf_t *conf, const char *name, const char *value) {
     return true;
 }
 
-/* What the reading relies on comes last, so that it wins. */
-static rd_kafka_conf_t *configuration(const ctl_options *opt) {
+typedef struct {
+    const char *name, *value;
+} property;
+
+/*
+ * Bounds of what librdkafka reads ahead, which are by partition: by default it
+ * may hold 64 MiB of each.
+ */
+static const property reading_defaults[] = {
+    {"queued.max.messages.kbytes", "2048"},
+    {"fetch.message.max.bytes", "1048576"},
+    {"fetch.max.bytes", "8388608"},
+};
+
+/* What reading and writing rely on comes last, so that it wins. */
+static const property reading[] = {
+    {"isolation.level", "read_uncommitted"},
+    {"auto.offset.reset", "error"},
+    {"enable.partition.eof", "true"},
+    {"allow.auto.create.topics", "false"},
+    {"enable.auto.commit", "false"},
+};
+
+static const property writing[] = {
+    {"enable.idempotence", "true"},
+    {"enable.gapless.guarantee", "true"},
+    {"acks", "all"},
+    {"allow.auto.create.topics", "false"},
+};
+
+#define COUNT(table) (sizeof(table) / sizeof(table[0]))
+
+static bool set_all(rd_kafka_conf_t *conf, const property *table, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (!set(conf, table[i].name, table[i].value)) {
+            return false;
+        }
+    }
+
+    return true;
+}
+
+static rd_kafka_conf_t *configuration(const ctl_options *opt,
+                                      rd_kafka_type_t type) {
     bool ok = true;
+    bool reads = type == RD_KAFKA_CONSUMER;
     rd_kafka_conf_t *conf = rd_kafka_conf_new();
 
     rd_kafka_conf_set_log_cb(conf, on_log);
     rd_kafka_conf_set_error_cb(conf, on_error);
+
+    if (reads) {
+        ok = set_all(conf, reading_defaults, COUNT(reading_defaults));
+    } else {
+        rd_kafka_conf_set_dr_msg_cb(conf, kafka_report);
+    }
 
     for (size_t i = 0; i < opt->properties_count; i++) {
         ok = set(conf, opt->properties[i].name, opt->properties[i].value) && ok;
     }
 
     ok = ok && set(conf, "bootstrap.servers", opt->brokers) &&
-         set(conf, "isolation.level", "read_uncommitted") &&
-         set(conf, "auto.offset.reset", "error") &&
-         set(conf, "enable.partition.eof", "true") &&
-         set(conf, "allow.auto.create.topics", "false") &&
-         set(conf, "enable.auto.commit", "false");
+         (reads ? set_all(conf, reading, COUNT(reading))
+                : set_all(conf, writing, COUNT(writing)));
 
     if (!ok) {
         rd_kafka_conf_destroy(conf);
@@ -92,13 +110,25 @@ static rd_kafka_conf_t *configuration(const ctl_options *opt) {
     return conf;
 }
 
-static bool ask_offsets(consumer *c, partition *p) {
+int kafka_timeout(const ctl_options *opt) {
+    return (int)opt->timeout * 1000;
+}
+
+static int64_t offset_of(int64_t wanted, int64_t end) {
+    if (wanted == INT64_MAX) { /* none of what is there */
+        return end;
+    }
+
+    return wanted < 0 ? end + wanted : wanted;
+}
+
+static bool ask_offsets(kafka_client *c, kafka_partition *p) {
     int64_t low;
     rd_kafka_resp_err_t err;
 
     err = rd_kafka_query_watermark_offsets(c->rk, c->opt->topic, p->number,
                                            &p->next, &p->end,
-                                           c->opt->timeout * 1000);
+                                           kafka_timeout(c->opt));
 
     if (err) {
         ctl_error("%s [%" PRId32 "]: its offsets: %s", c->opt->topic, p->number,
@@ -107,10 +137,10 @@ static bool ask_offsets(consumer *c, partition *p) {
         return false;
     }
 
-    low = p->next;
+    low = p->low = p->next;
 
     if (c->opt->has_offset) {
-        p->next = c->opt->offset < 0 ? p->end + c->opt->offset : c->opt->offset;
+        p->next = offset_of(c->opt->offset, p->end);
 
         if (p->next < low) {
             p->next = low;
@@ -121,32 +151,33 @@ static bool ask_offsets(consumer *c, partition *p) {
 }
 
 static int by_number(const void *a, const void *b) {
-    int32_t x = ((const partition *)a)->number,
-            y = ((const partition *)b)->number;
+    int32_t x = ((const kafka_partition *)a)->number,
+            y = ((const kafka_partition *)b)->number;
 
     return (x > y) - (x < y);
 }
 
 /* The partitions that are wanted, with their offsets. */
-static bool list_partitions(consumer *c,
+static bool list_partitions(kafka_client *c,
                             const rd_kafka_metadata_topic_t *topic) {
-    c->partitions = ctl_alloc(sizeof(partition) * (size_t)topic->partition_cnt);
+    c->partitions =
+        ctl_alloc(sizeof(kafka_partition) * (size_t)topic->partition_cnt);
 
     for (int i = 0; i < topic->partition_cnt; i++) {
         if (c->opt->partition < 0 ||
             c->opt->partition == topic->partitions[i].id) {
             c->partitions[c->count++] =
-                (partition){.number = topic->partitions[i].id};
+                (kafka_partition){.number = topic->partitions[i].id};
         }
     }
 
     if (c->count == 0) {
-        ctl_error("%s: it has no partition %" PRId32, c->opt->topic,
+        ctl_error("%s: it has no partition %" PRId64, c->opt->topic,
                   c->opt->partition);
         return false;
     }
 
-    qsort(c->partitions, c->count, sizeof(partition), by_number);
+    qsort(c->partitions, c->count, sizeof(kafka_partition), by_number);
 
     for (size_t i = 0; i < c->count; i++) {
         if (!ask_offsets(c, &c->partitions[i])) {
@@ -157,13 +188,13 @@ static bool list_partitions(consumer *c,
     return true;
 }
 
-static bool ask_metadata(consumer *c) {
+static bool ask_metadata(kafka_client *c) {
     bool ok;
     rd_kafka_resp_err_t err;
     const rd_kafka_metadata_t *metadata;
 
-    err = rd_kafka_metadata(c->rk, 0, c->topic, &metadata,
-                            c->opt->timeout * 1000);
+    err = rd_kafka_metadata(c->rk, 0, c->handle, &metadata,
+                            kafka_timeout(c->opt));
 
     if (err) {
         ctl_error("no answer about topic %s: %s", c->opt->topic,
@@ -184,21 +215,9 @@ static bool ask_metadata(consumer *c) {
     return ok;
 }
 
-static void disconnect(consumer *c) {
-    for (size_t i = 0; i < c->count; i++) {
-        partition *p = &c->partitions[i];
-
-        if (p->head != NULL) {
-            rd_kafka_message_destroy(p->head);
-        }
-
-        if (p->started) {
-            rd_kafka_consume_stop(c->topic, p->number);
-        }
-    }
-
-    if (c->topic != NULL) {
-        rd_kafka_topic_destroy(c->topic);
+void kafka_disconnect(kafka_client *c) {
+    if (c->handle != NULL) {
+        rd_kafka_topic_destroy(c->handle);
     }
 
     if (c->rk != NULL) {
@@ -209,17 +228,18 @@ static void disconnect(consumer *c) {
 }
 
 /* On failure everything is reported and taken down again. */
-static bool connect_to(consumer *c, const ctl_options *opt) {
+bool kafka_connect(kafka_client *c, const ctl_options *opt,
+                   rd_kafka_type_t type) {
     char why[512];
-    rd_kafka_conf_t *conf = configuration(opt);
+    rd_kafka_conf_t *conf = configuration(opt, type);
 
-    *c = (consumer){.opt = opt};
+    *c = (kafka_client){.opt = opt};
 
     if (conf == NULL) {
         return false;
     }
 
-    c->rk = rd_kafka_new(RD_KAFKA_CONSUMER, conf, why, sizeof(why));
+    c->rk = rd_kafka_new(type, conf, why, sizeof(why));
 
     if (c->rk == NULL) {
         rd_kafka_conf_destroy(conf);
@@ -227,153 +247,25 @@ static bool connect_to(consumer *c, const ctl_options *opt) {
         return false;
     }
 
-    c->topic = rd_kafka_topic_new(c->rk, opt->topic, NULL);
+    c->handle = rd_kafka_topic_new(c->rk, opt->topic, NULL);
 
-    if (c->topic == NULL) {
+    if (c->handle == NULL) {
         ctl_error("topic %s: %s", opt->topic,
                   rd_kafka_err2str(rd_kafka_last_error()));
     }
 
-    if (c->topic == NULL || !ask_metadata(c)) {
-        disconnect(c);
+    if (c->handle == NULL || !ask_metadata(c)) {
+        kafka_disconnect(c);
         return false;
     }
 
     return true;
 }
 
-/*
- * What librdkafka hands out instead of a record ends the partition: an error,
- * or its end, where the last offsets hold no records.
- */
-static void end_partition(consumer *c, partition *p,
-                          const rd_kafka_message_t *m) {
-    if (m->err != RD_KAFKA_RESP_ERR__PARTITION_EOF) {
-        ctl_error("%s [%" PRId32 "]: %s", c->opt->topic, p->number,
-                  rd_kafka_message_errstr(m));
-    }
-
-    p->next = p->end;
-}
-
-/* Reads until the partition has a head or nothing more to give. */
-static void advance(consumer *c, partition *p) {
-    while (p->head == NULL && p->next < p->end && !c->failed) {
-        rd_kafka_message_t *m =
-            rd_kafka_consume(c->topic, p->number, c->opt->timeout * 1000);
-
-        if (m == NULL) {
-            ctl_error("%s [%" PRId32 "]: no record within %d s", c->opt->topic,
-                      p->number, c->opt->timeout);
-            c->failed = true;
-
-        } else if (m->err) {
-            end_partition(c, p, m);
-            rd_kafka_message_destroy(m);
-
-        } else if (m->offset >= p->end) {
-            p->next = p->end;
-            rd_kafka_message_destroy(m);
-
-        } else {
-            p->next = m->offset + 1;
-            p->head = m;
-        }
-
-        rd_kafka_poll(c->rk, 0);
-    }
-}
-
-static partition *earliest(consumer *c) {
-    int64_t best_time = 0;
-    partition *best = NULL;
-
-    for (size_t i = 0; i < c->count; i++) {
-        int64_t time;
-        partition *p = &c->partitions[i];
-
-        advance(c, p);
-
-        if (p->head == NULL) {
-            continue;
-        }
-
-        time = rd_kafka_message_timestamp(p->head, NULL);
-
-        if (best == NULL || time < best_time) {
-            best = p;
-            best_time = time;
-        }
-    }
-
-    return c->failed ? NULL : best;
-}
-
-static bool hand_out(consumer *c, partition *p, ctl_value_fn fn, void *ctx) {
-    bool more;
-    char place[PLACE_SIZE];
-    rd_kafka_message_t *m = p->head;
-    ctl_value v = {
-        .place = place,
-        .value = m->payload,
-        .value_len = m->len,
-        .key = m->key,
-        .key_len = m->key_len,
-        .partition = m->partition,
-        .offset = m->offset,
-    };
-
-    snprintf(place, sizeof(place), "%s [%" PRId32 "] at offset %" PRId64,
-             c->opt->topic, m->partition, m->offset);
-
-    more = fn(ctx, &v);
-    rd_kafka_message_destroy(m);
-    p->head = NULL;
-
-    return more;
-}
-
-static bool start_all(consumer *c) {
-    for (size_t i = 0; i < c->count; i++) {
-        partition *p = &c->partitions[i];
-
-        if (p->next >= p->end) {
-            continue;
-        }
-
-        if (rd_kafka_consume_start(c->topic, p->number, p->next) != 0) {
-            ctl_error("%s [%" PRId32 "]: %s", c->opt->topic, p->number,
-                      rd_kafka_err2str(rd_kafka_last_error()));
-            return false;
-        }
-
-        p->started = true;
-    }
-
-    return true;
-}
-
-void ctl_read_topic(const ctl_options *opt, ctl_value_fn fn, void *ctx) {
-    consumer c;
-    partition *p;
-
-    if (!connect_to(&c, opt)) {
-        return;
-    }
-
-    if (start_all(&c)) {
-        do {
-            p = earliest(&c);
-        } while (p != NULL && hand_out(&c, p, fn, ctx));
-    }
-
-    disconnect(&c);
-}
-
 void ctl_end_offsets(const ctl_options *opt, ctl_end_fn fn, void *ctx) {
-    consumer c;
+    kafka_client c;
 
-    if (!connect_to(&c, opt)) {
+    if (!kafka_connect(&c, opt, RD_KAFKA_CONSUMER)) {
         return;
     }
 
@@ -381,5 +273,5 @@ void ctl_end_offsets(const ctl_options *opt, ctl_end_fn fn, void *ctx) {
         fn(ctx, c.partitions[i].number, c.partitions[i].end);
     }
 
-    disconnect(&c);
+    kafka_disconnect(&c);
 }

@@ -4,7 +4,7 @@
  * A file holds lines of base64, each with "key|" before it or not (the forms of
  * the Migration Assistant's exports and of the Replayer's input, record
  * contract, docs/record-contract.md, section 7), or is one raw record
- * (.protocap). A raw record gives itself away: every observation begins with
+ * (.protocap); gzip is read as well. A raw record gives itself away: every observation begins with
  * the byte 0x12, which no text has.
  */
 
@@ -15,6 +15,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+#include <zlib.h>
 
 #define SNIFF_SIZE 65536
 #define PLACE_SIZE 512
@@ -23,7 +25,7 @@ static const char base64_alphabet[] =
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 typedef struct {
-    FILE *file;
+    gzFile file; /* reads what is not compressed as it is */
     const char *name;
     ctl_value_fn fn;
     void *ctx;
@@ -35,21 +37,25 @@ typedef struct {
 
 /* Appends up to SNIFF_SIZE bytes; false at the end of the file. */
 static bool fill(source *s) {
-    size_t n;
+    int n, number;
+    const char *why;
 
     if (s->cap - s->len < SNIFF_SIZE) {
         s->cap = s->cap * 2 + SNIFF_SIZE;
         s->buf = ctl_realloc(s->buf, s->cap);
     }
 
-    n = fread(s->buf + s->len, 1, SNIFF_SIZE, s->file);
-    s->len += n;
+    n = gzread(s->file, s->buf + s->len, SNIFF_SIZE);
+    why = gzerror(s->file, &number);
 
-    if (ferror(s->file)) {
-        ctl_error("%s: reading failed: %s", s->name, strerror(errno));
+    if (n < 0 || number == Z_BUF_ERROR) { /* Z_BUF_ERROR: cut off */
+        ctl_error("%s: reading failed: %s", s->name,
+                  number == Z_ERRNO ? strerror(errno) : why);
         s->stop = true;
         return false;
     }
+
+    s->len += (size_t)n;
 
     return n > 0;
 }
@@ -131,6 +137,7 @@ static void take_line(source *s, char *line, size_t len, unsigned long number) {
 
     v.value = s->decoded;
     s->stop = !s->fn(s->ctx, &v);
+    ctl_progress(number, 0, "lines");
 }
 
 /* Splits what is in the buffer and what follows into lines. */
@@ -184,11 +191,7 @@ static void take_file(source *s) {
         /* enough to tell what it is */
     }
 
-    if (s->len >= 2 && memcmp(s->buf, "\x1f\x8b", 2) == 0) {
-        ctl_error("%s: compressed; use zcat and read standard input (-)",
-                  s->name);
-
-    } else if (has_suffix(s->name, ".protocap") || looks_raw(s->buf, s->len)) {
+    if (has_suffix(s->name, ".protocap") || looks_raw(s->buf, s->len)) {
         take_raw(s);
 
     } else {
@@ -205,22 +208,48 @@ void ctl_read_files(const ctl_options *opt, ctl_value_fn fn, void *ctx) {
                     .fn = fn,
                     .ctx = ctx};
 
-        s.file = is_stdin ? stdin : fopen(opt->files[i], "rb");
+        s.file =
+            is_stdin ? gzdopen(dup(STDIN_FILENO), "rb") : gzopen(s.name, "rb");
 
         if (s.file == NULL) {
             ctl_error("%s: %s", s.name, strerror(errno));
             continue;
         }
 
+        gzbuffer(s.file, SNIFF_SIZE);
         take_file(&s);
-        stop = ctl_output_lost();
+        stop = ctl_output_lost() || ctl_interrupted();
         free(s.buf);
         free(s.decoded);
-
-        if (!is_stdin) {
-            fclose(s.file);
-        }
+        gzclose(s.file);
     }
+}
+
+bool ctl_open_record(const ctl_value *v, ctl_record *r,
+                     char why[CTL_FAULT_SIZE]) {
+    const char *fault;
+
+    *r = (ctl_record){.from = v};
+
+    if (v->value == NULL) {
+        snprintf(why, CTL_FAULT_SIZE,
+                 "it has no value, which stops the Replayer");
+        return false;
+    }
+
+    if (record_open(&r->reader, v->value, v->value_len, &r->info) != 0) {
+        snprintf(why, CTL_FAULT_SIZE, "not a record: %s, at byte %zu",
+                 r->reader.error, r->reader.at);
+        return false;
+    }
+
+    fault = record_fault(&r->info);
+
+    if (fault != NULL) {
+        snprintf(why, CTL_FAULT_SIZE, "not a record: %s", fault);
+    }
+
+    return fault == NULL;
 }
 
 typedef struct {
@@ -229,25 +258,12 @@ typedef struct {
 } record_taker;
 
 static bool take_value(void *ctx, const ctl_value *v) {
-    const char *fault;
+    char why[CTL_FAULT_SIZE];
     record_taker *taker = ctx;
-    ctl_record r = {.from = v};
+    ctl_record r;
 
-    if (v->value == NULL) {
-        ctl_error("%s: it has no value, which stops the Replayer", v->place);
-        return true;
-    }
-
-    if (record_open(&r.reader, v->value, v->value_len, &r.info) != 0) {
-        ctl_error("%s: not a record: %s, at byte %zu", v->place, r.reader.error,
-                  r.reader.at);
-        return true;
-    }
-
-    fault = record_fault(&r.info);
-
-    if (fault != NULL) {
-        ctl_error("%s: not a record: %s", v->place, fault);
+    if (!ctl_open_record(v, &r, why)) {
+        ctl_error("%s: %s", v->place, why);
         return true;
     }
 
@@ -262,12 +278,16 @@ static bool take_value(void *ctx, const ctl_value *v) {
     return !ctl_output_lost();
 }
 
+void ctl_read_values(const ctl_options *opt, ctl_value_fn fn, void *ctx) {
+    if (opt->brokers != NULL) {
+        ctl_read_topic(opt, fn, ctx);
+    } else {
+        ctl_read_files(opt, fn, ctx);
+    }
+}
+
 void ctl_read_records(const ctl_options *opt, ctl_record_fn fn, void *ctx) {
     record_taker taker = {fn, ctx};
 
-    if (opt->brokers != NULL) {
-        ctl_read_topic(opt, take_value, &taker);
-    } else {
-        ctl_read_files(opt, take_value, &taker);
-    }
+    ctl_read_values(opt, take_value, &taker);
 }

@@ -1,3 +1,5 @@
+#define _GNU_SOURCE 1 /* strptime, timegm */
+
 /* Bytes and times as text and JSON. */
 
 #include "tools/capturectl_text.h"
@@ -12,7 +14,7 @@
 #include <string.h>
 #include <time.h>
 
-#define NS_PER_SECOND 1000000000
+#define NS_PER_SECOND INT64_C(1000000000)
 
 /* what EVP_EncodeBlock gets at a time: whole groups of three, within an int */
 #define BASE64_PART (3 * 1024 * 1024)
@@ -34,6 +36,78 @@ const char *text_time(int64_t ns, char out[TEXT_TIME_SIZE]) {
     snprintf(out, TEXT_TIME_SIZE, "%s.%09dZ", day, (int)nanos);
 
     return out;
+}
+
+/* -N and a unit: N of it before now. */
+static bool before_now(const char *text, int64_t *ns) {
+    static const char units[] = "smhd";
+    static const int64_t seconds[] = {1, 60, 3600, 86400};
+    char *end;
+    const char *unit;
+    long long n = strtoll(text, &end, 10);
+
+    unit = *end ? strchr(units, *end) : NULL;
+
+    if (*text != '-' || end == text || unit == NULL || end[1] != '\0' ||
+        n < -1000000) {
+        return false;
+    }
+
+    *ns = ctl_now_ns() + n * seconds[unit - units] * NS_PER_SECOND;
+
+    return true;
+}
+
+static bool since_1970(const char *text, int64_t *ns) {
+    char *end;
+    double seconds = strtod(text, &end);
+
+    if (end == text || *end != '\0' || !(seconds >= 0 && seconds < 9e9)) {
+        return false;
+    }
+
+    *ns = (int64_t)(seconds * NS_PER_SECOND);
+
+    return true;
+}
+
+static bool rfc3339(const char *text, int64_t *ns) {
+    static const char *const forms[] = {"%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M",
+                                        "%Y-%m-%d %H:%M:%S", "%Y-%m-%d"};
+    double fraction = 0;
+
+    for (size_t i = 0; i < sizeof(forms) / sizeof(forms[0]); i++) {
+        struct tm tm = {0};
+        char *end = strptime(text, forms[i], &tm);
+
+        if (end != NULL && *end == '.') {
+            fraction = strtod(end, &end);
+        }
+
+        if (end != NULL && (*end == '\0' || strcmp(end, "Z") == 0)) {
+            *ns = timegm(&tm) * NS_PER_SECOND +
+                  (int64_t)(fraction * NS_PER_SECOND);
+            return true;
+        }
+
+        fraction = 0;
+    }
+
+    return false;
+}
+
+int64_t ctl_time_option(const char *text) {
+    int64_t ns = 0;
+
+    if (!before_now(text, &ns) && !since_1970(text, &ns) &&
+        !rfc3339(text, &ns)) {
+        ctl_remark("%s: not a time: 2026-01-31T12:00:00Z, seconds since 1970, "
+                   "or -15m",
+                   text);
+        exit(CTL_USAGE);
+    }
+
+    return ns;
 }
 
 bool text_is_printable(const void *data, size_t len) {
@@ -78,7 +152,8 @@ void text_put_dotted(const void *data, size_t len) {
     }
 }
 
-static char *to_base64(const unsigned char *data, size_t len) {
+char *text_base64(const void *bytes, size_t len) {
+    const unsigned char *data = bytes;
     char *text = ctl_alloc((len + 2) / 3 * 4 + 1);
     unsigned char *to = (unsigned char *)text;
 
@@ -96,7 +171,7 @@ static char *to_base64(const unsigned char *data, size_t len) {
 }
 
 void text_add_bytes(cJSON *object, const void *data, size_t len) {
-    char *base64 = to_base64(data, len);
+    char *base64 = text_base64(data, len);
 
     cJSON_AddStringToObject(object, "data", base64);
     free(base64);
@@ -132,8 +207,7 @@ void text_put_json(cJSON *object) {
     char *line = cJSON_PrintUnformatted(object);
 
     if (line == NULL) {
-        ctl_error("out of memory");
-        exit(CTL_ERROR);
+        ctl_die("out of memory");
     }
 
     ctl_put(line, strlen(line));

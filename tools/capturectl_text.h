@@ -13,6 +13,13 @@
 /* RFC 3339 in UTC with nine digits, as protobuf writes a Timestamp in JSON. */
 const char *text_time(int64_t ns, char out[TEXT_TIME_SIZE]);
 
+/*
+ * What --since and --until take, in nanoseconds since 1970: RFC 3339 in UTC or
+ * a part of it, seconds, or -N with s, m, h or d before now. Another text ends
+ * the program.
+ */
+int64_t ctl_time_option(const char *text);
+
 /* Valid UTF-8 without control characters but tab, CR and LF. */
 bool text_is_printable(const void *data, size_t len);
 
@@ -21,6 +28,9 @@ void text_put_escaped(const void *data, size_t len);
 
 /* To standard output: printable ASCII as it is, all else as a dot. */
 void text_put_dotted(const void *data, size_t len);
+
+/* Standard base64 without line ends; for the caller to free. */
+char *text_base64(const void *bytes, size_t len);
 
 /*
  * Adds the bytes to a JSON object: "data" in base64, and "text" as well when

@@ -1,12 +1,11 @@
 """What README calls "not built yet" is refused in these words, and never taken
 for granted by somebody who configures it."""
 
-import os
 import subprocess
 
 import pytest
 
-from rig.process import BUILD, TOP
+from rig.process import TOP
 from rig.sidecar import check
 
 SERVER = """
@@ -33,14 +32,6 @@ def test_the_sidecar_refuses_the_spool(workdir, key, value):
                               key: value})
     assert rc != 0
     assert "not built yet" in err, err
-
-
-@pytest.mark.parametrize("name", ["gaps", "check", "status", "export", "import"])
-def test_capturectl_names_what_it_has_not(name):
-    done = subprocess.run([os.path.join(BUILD, "capturectl"), name],
-                          capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "not built yet" in done.stderr, done.stderr
 
 
 def test_there_is_no_launcher(tmp_path):

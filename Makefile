@@ -3,6 +3,7 @@
 #   module       build/ngx_http_capture_module.so
 #   sidecar      build/capture-sidecar
 #   tools        build/capturectl, build/mock-broker (for script/demo)
+#   man          build/man/*.1 and build/completion/*, which capturectl tells
 #   unit         the C unit tests, build/unit/test_*
 #   check        builds and runs the unit tests
 #   asan         all of it with ASan and UBSan in build/asan/, the module for the
@@ -65,9 +66,9 @@ objects = $(patsubst %.c,$(OBJ)/%.o,$(1))
 
 LIBS := $(RDKAFKA_LIBS) -lmicrohttpd -ljansson -lcurl -lssl -lcrypto -lm -lpthread
 
-.PHONY: all module sidecar tools unit check asan asan-check install clean \
+.PHONY: all module sidecar tools man unit check asan asan-check install clean \
     distclean help capture-proxy
-all: module sidecar tools
+all: module sidecar tools man
 sidecar: $(BUILD)/capture-sidecar
 tools: $(BUILD)/capturectl $(BUILD)/mock-broker
 unit: $(UNITS) $(BUILD)/unit/kafka-probe $(BUILD)/unit/aws-probe
@@ -87,6 +88,16 @@ $(BUILD)/capture-sidecar: $(call objects,sidecar/main.c) $(BUILD)/libcapture.a
 # cJSON before librdkafka, whose archive holds one of its own
 $(BUILD)/capturectl: $(call objects,$(TOOLS)) $(BUILD)/libcapture.a
 	$(call say,LINK)$(LINK) -o $@ $^ -lcjson -lcurl -lpcre2-8 -lz $(LIBS)
+
+# Out of capturectl's own tables; one page by itself and one a subcommand.
+man: $(BUILD)/man/capturectl.1
+$(BUILD)/man/capturectl.1: $(BUILD)/capturectl
+	@mkdir -p $(@D) $(BUILD)/completion
+	$(call say,MAN )for name in $$($< man names); do \
+	    $< man $$name >$(@D)/capturectl-$$name.1 || exit 1; done; \
+	$< completion bash >$(BUILD)/completion/capturectl && \
+	$< completion zsh >$(BUILD)/completion/_capturectl && \
+	$< man >$@
 
 # For script/demo; nothing of ours is in it, and it is not installed.
 $(BUILD)/mock-broker: $(call objects,tools/mock-broker.c)
@@ -150,6 +161,12 @@ install: all
 	install -D -m 755 $(BUILD)/capture-sidecar \
 	    $(DESTDIR)$(prefix)/bin/capture-sidecar
 	install -D -m 755 $(BUILD)/capturectl $(DESTDIR)$(prefix)/bin/capturectl
+	install -d $(DESTDIR)$(prefix)/share/man/man1
+	install -m 644 $(BUILD)/man/*.1 $(DESTDIR)$(prefix)/share/man/man1
+	install -D -m 644 $(BUILD)/completion/capturectl \
+	    $(DESTDIR)$(prefix)/share/bash-completion/completions/capturectl
+	install -D -m 644 $(BUILD)/completion/_capturectl \
+	    $(DESTDIR)$(prefix)/share/zsh/site-functions/_capturectl
 	install -D -m 644 $(BUILD)/ngx_http_capture_module.so \
 	    $(DESTDIR)$(moduledir)/ngx_http_capture_module.so
 
@@ -158,7 +175,7 @@ capture-proxy:
 	    "not built yet" >&2; exit 1
 
 clean:
-	rm -rf $(BUILD)/obj $(BUILD)/unit $(BUILD)/asan $(BUILD)/clang $(BUILD)/module \
+	rm -rf $(BUILD)/man $(BUILD)/completion $(BUILD)/obj $(BUILD)/unit $(BUILD)/asan $(BUILD)/clang $(BUILD)/module \
 	    $(BUILD)/libcapture.a $(BUILD)/capture-sidecar $(BUILD)/capturectl \
 	    $(BUILD)/mock-broker $(BUILD)/ngx_http_capture_module.so
 

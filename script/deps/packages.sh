@@ -3,9 +3,9 @@
 
 BUILD_PACKAGES=(
     build-essential pkg-config:pkg-config python3:python3 ca-certificates
-    # the module, and the server that loads it
+    # the module, and the server that loads it; capturectl's patterns and gzip
     nginx-dev nginx:nginx libpcre2-dev zlib1g-dev libssl-dev
-    # what librdkafka uses for TLS, SASL, OIDC and compression
+    # what librdkafka uses for TLS, SASL, OIDC and compression; capturectl's HTTP
     libcurl4-openssl-dev libsasl2-dev libzstd-dev liblz4-dev
     # the sidecar's metrics and tokens, and capturectl's JSON
     libmicrohttpd-dev libjansson-dev libcjson-dev

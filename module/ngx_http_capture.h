@@ -215,6 +215,7 @@ struct ngx_http_capture_ctx_s {
     unsigned                   eom_sent:1;
     unsigned                   uncaptured:1;       /* counted as that */
     unsigned                   excluded:1;         /* and as that */
+    unsigned                   tracked:1;          /* in worker's inflight */
     unsigned                   response_begun:1;
     unsigned                   response_chunked:1;
     unsigned                   early_cut:1;        /* not all of it is held */
@@ -248,7 +249,10 @@ typedef struct {
     uint64_t                   reason[CAP_REASON_CELLS];
     uint64_t                   wait[CAP_WAIT_CELLS];
 
-    uint64_t                   uncaptured; /* in flight, of all pools */
+    /* requests in flight that may change the source */
+
+    uint64_t                   inflight;   /* begun in the pool */
+    uint64_t                   uncaptured;
     uint64_t                   excluded;
 } ngx_http_capture_worker_t;
 
@@ -275,6 +279,7 @@ ngx_http_capture_ctx_t *ngx_http_capture_find_ctx(ngx_http_request_t *r);
 ngx_http_capture_ctx_t *ngx_http_capture_create_ctx(ngx_http_request_t *r);
 void ngx_http_capture_decide(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx);
+void ngx_http_capture_track(ngx_http_capture_ctx_t *ctx);
 void ngx_http_capture_mark_uncaptured(ngx_http_capture_ctx_t *ctx,
     ngx_uint_t excluded);
 void ngx_http_capture_decide_refused(ngx_http_request_t *r,

@@ -58,6 +58,8 @@ ngx_http_capture_begin(ngx_http_capture_ctx_t *ctx)
     ctx->frame.slot_generation = conn->generation;
     ctx->state = ngx_http_capture_open;
 
+    ngx_http_capture_track(ctx);
+
     h = (cap_header *) pool->base;
     ngx_http_capture_add(&h->worker.handed, 1);
 

@@ -484,6 +484,9 @@ ngx_http_capture_link_drop(ngx_http_capture_worker_t *w)
         w->pool = NULL;
         w->linked = 0;
 
+        ngx_http_capture_count_uncaptured(0, w->inflight);
+        w->inflight = 0;
+
         ngx_http_capture_wait_wake(w);
     }
 

@@ -35,6 +35,8 @@ static void ngx_http_capture_tell_version(ngx_http_request_t *r);
 static void ngx_http_capture_body_record(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_chain_t *in);
 static void ngx_http_capture_request_end(ngx_http_capture_ctx_t *ctx);
+static void ngx_http_capture_untrack(ngx_http_capture_ctx_t *ctx);
+static ngx_uint_t ngx_http_capture_changes(ngx_http_request_t *r);
 static void ngx_http_capture_cleanup(void *data);
 
 
@@ -596,24 +598,66 @@ ngx_http_capture_request_end(ngx_http_capture_ctx_t *ctx)
 
 /*
  * A request that may change the source, and is on its way there uncaptured:
- * until it ends no snapshot is safe.
+ * until it ends no snapshot is safe.  One that is captured is tracked, since it
+ * becomes such a request when its link is lost.
  */
 
 void
 ngx_http_capture_mark_uncaptured(ngx_http_capture_ctx_t *ctx,
     ngx_uint_t excluded)
 {
-    if (ctx->uncaptured
-        || (ctx->request->method & (NGX_HTTP_GET|NGX_HTTP_HEAD
-                                    |NGX_HTTP_OPTIONS|NGX_HTTP_TRACE)))
+    if (ctx->uncaptured || !ngx_http_capture_changes(ctx->request)
+        || (ctx->wait && ctx->wait->refused))
     {
         return;
     }
+
+    ngx_http_capture_untrack(ctx);
 
     ctx->uncaptured = 1;
     ctx->excluded = excluded;
 
     ngx_http_capture_count_uncaptured(excluded, 1);
+}
+
+
+void
+ngx_http_capture_track(ngx_http_capture_ctx_t *ctx)
+{
+    if (ngx_http_capture_changes(ctx->request)) {
+        ctx->tracked = 1;
+        ngx_http_capture_worker->inflight++;
+    }
+}
+
+
+static void
+ngx_http_capture_untrack(ngx_http_capture_ctx_t *ctx)
+{
+    ngx_http_capture_worker_t  *w;
+
+    w = ngx_http_capture_worker;
+
+    if (!ctx->tracked || w == NULL) {
+        return;
+    }
+
+    ctx->tracked = 0;
+
+    if (w->pool && w->pool->epoch == ctx->epoch) {
+        w->inflight--;
+
+    } else {
+        ngx_http_capture_count_uncaptured(0, -1);
+    }
+}
+
+
+static ngx_uint_t
+ngx_http_capture_changes(ngx_http_request_t *r)
+{
+    return !(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD
+                          |NGX_HTTP_OPTIONS|NGX_HTTP_TRACE));
 }
 
 
@@ -652,6 +696,7 @@ ngx_http_capture_cleanup(void *data)
     }
 
     ngx_http_capture_early_free(ctx);
+    ngx_http_capture_untrack(ctx);
 
     if (ctx->uncaptured) {
         ngx_http_capture_count_uncaptured(ctx->excluded, -1);

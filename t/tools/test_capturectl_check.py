@@ -11,7 +11,6 @@ from capturectl import capturectl
 from rig.nginx import BINARY
 from rig.process import free_port, sanitizer_env
 from rig.source import Response
-from rig.stack import SERVER
 from rig.status import wait_until
 from test_capturectl_kafka import Following
 
@@ -40,6 +39,13 @@ def safe(*stacks, **options):
     """Waits: rows of other workers can be a quarter of a second old."""
     wait_until(lambda: reasons(*stacks, **options) == [], 30, "a safe state")
     return True
+
+
+def everything(s):
+    """The node's server with capture on, and nothing left out."""
+    server = s.nginx.snippets["server"]
+    return server.replace("capture off; proxy_pass", "proxy_pass").replace(
+        "capture off;", "capture on;", 1 if server.lstrip().startswith("capture off;") else 0)
 
 
 class open_post:
@@ -102,7 +108,7 @@ def test_an_old_worker_that_holds_an_open_post(stack, topic):
     s.sidecar.start()
     (old,) = s.nginx.workers()
     with open_post(s) as post:
-        s.nginx.reload(server=SERVER.format(capture="on", location="", server=""))
+        s.nginx.reload(server=everything(s))
         s.wait_for_status(lambda now: now["workers"]
                           and all(w["linked"] for w in now["workers"]))
         assert reasons(s) == [(s.port, f"worker {old} is of before a reload and captures "
@@ -120,7 +126,7 @@ def test_an_old_worker_whose_configuration_left_the_request_out(stack, topic):
     with open_post(s, "/left_out") as post:
         in_flight(s, "excluded")
         assert safe(s)
-        s.nginx.reload(server=SERVER.format(capture="on", location="", server=""))
+        s.nginx.reload(server=everything(s))
         s.wait_for_status(lambda now: len(now["workers"]) == 2
                           and all(w["linked"] for w in now["workers"]))
         ((port, reason),) = reasons(s)
@@ -169,6 +175,29 @@ def test_a_request_that_was_lost_is_in_flight(stack, topic):
         assert "1 requests in flight that may change" in reason["reason"]
         hold.set()
         assert writer.receive().status == 200
+    assert safe(s)
+
+
+def test_a_request_whose_link_was_lost_is_in_flight(stack, topic):
+    """It was captured, and the sidecar died with it; a new sidecar knows
+    nothing of it."""
+    hold = threading.Event()
+    s = stack(topic=topic)
+    s.source.answer = lambda _: Response(hold=hold)
+    with s.client() as writer, open_post(s) as captured:
+        writer.send(f"DELETE /x HTTP/1.1\r\n{HOST}\r\n".encode())
+        s.wait_for_status(lambda now: now["total"]["seen"] == 2)
+        assert safe(s, arguments=["--no-canary"])
+        s.sidecar.kill9()
+        s.wait_for_status(lambda now: not now["workers"][0]["linked"])
+        s.sidecar.start()
+        s.wait_linked()
+        s.wait_for_status(lambda now: now["workers"][0]["uncaptured"] == 2)
+        assert "has 2 requests in flight" in reasons(s, arguments=["--no-canary"])[0][1]
+        hold.set()
+        assert writer.receive().status == 200
+        s.wait_for_status(lambda now: now["workers"][0]["uncaptured"] == 1)
+        captured.end()
     assert safe(s)
 
 

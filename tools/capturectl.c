@@ -120,20 +120,35 @@ static void take_other(ctl_options *opt, const ctl_subcommand *cmd, int code,
     }
 }
 
+/* What joined lists take, until the end. */
+static char **joined;
+static size_t joined_count;
+
 /* Several of one option are one with a comma between. */
 static const char *join(const char *old, const char *arg) {
     size_t size;
-    char *joined;
+    char *text;
 
     if (old == NULL) {
         return arg;
     }
 
     size = strlen(old) + strlen(arg) + 2;
-    joined = ctl_alloc(size);
-    snprintf(joined, size, "%s,%s", old, arg);
+    text = ctl_alloc(size);
+    snprintf(text, size, "%s,%s", old, arg);
 
-    return joined;
+    joined = ctl_realloc(joined, (joined_count + 1) * sizeof(char *));
+    joined[joined_count++] = text;
+
+    return text;
+}
+
+static void free_joined(void) {
+    for (size_t i = 0; i < joined_count; i++) {
+        free(joined[i]);
+    }
+
+    free(joined);
 }
 
 static bool takes_a_list(const ctl_option *o) {
@@ -309,6 +324,7 @@ int main(int argc, char **argv) {
     ctl_progress_off(opt.quiet);
     cmd->run(&opt);
     free_properties(&opt);
+    free_joined();
 
     return ctl_finish();
 }

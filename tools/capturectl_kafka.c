@@ -7,6 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+
+#define NS_PER_SECOND INT64_C(1000000000)
+#define RETRY_NS 100000000
 
 static void on_log(const rd_kafka_t *rk, int level, const char *facility,
                    const char *text) {
@@ -126,13 +130,31 @@ static int64_t offset_of(int64_t wanted, int64_t end) {
     return wanted < 0 ? end + wanted : wanted;
 }
 
+/* A partition's leader can be another one than a moment ago, or none yet. */
+static rd_kafka_resp_err_t query_offsets(kafka_client *c, kafka_partition *p) {
+    struct timespec pause = {.tv_nsec = RETRY_NS};
+    int64_t deadline = ctl_now_ns() + c->opt->timeout * NS_PER_SECOND;
+
+    for (;;) {
+        rd_kafka_resp_err_t err = rd_kafka_query_watermark_offsets(
+            c->rk, c->opt->topic, p->number, &p->next, &p->end,
+            kafka_timeout(c->opt));
+
+        if ((err != RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION &&
+             err != RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE) ||
+            ctl_now_ns() >= deadline) {
+            return err;
+        }
+
+        nanosleep(&pause, NULL);
+    }
+}
+
 static bool ask_offsets(kafka_client *c, kafka_partition *p) {
     int64_t low;
     rd_kafka_resp_err_t err;
 
-    err = rd_kafka_query_watermark_offsets(c->rk, c->opt->topic, p->number,
-                                           &p->next, &p->end,
-                                           kafka_timeout(c->opt));
+    err = query_offsets(c, p);
 
     if (err) {
         ctl_error("%s [%" PRId32 "]: its offsets: %s", c->opt->topic, p->number,

@@ -187,7 +187,7 @@ const ctl_option ctl_option_table[] = {
     {'p', "partition", "N", READERS | TOPIC | EXPORT, CTL_NUMBER,
      FIELD(partition), 0, INT32_MAX, "this partition only"},
     {'o', "offset", "N", READERS | EXPORT, CTL_OTHER, 0, 0, 0,
-     "begin at this offset; -N: so many before the end (the default is all)"},
+     "begin at this offset; -N: so many before the end, -0: at it (default: all)"},
     {'m', "timeout", "SECONDS", NETWORK, CTL_NUMBER, FIELD(timeout), 1, 86400,
      "how long to wait for an answer (10)"},
     {'f', "follow", NULL, READERS, CTL_FLAG, FIELD(follow), 0, 0,
@@ -259,8 +259,8 @@ const char ctl_about_files[] =
 
 const char *ctl_about_status(const ctl_subcommand *cmd) {
     return cmd->verdict
-               ? "0: nothing found; 1: something was found, or it is not safe; "
-                 "2: an error, no verdict."
+               ? "0: nothing found, safe; 1: something was found, not safe; 2: "
+                 "an error, and no verdict."
                : "0; 1 after any error or broken record; 2 for a wrong command "
                  "line.";
 }

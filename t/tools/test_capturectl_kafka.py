@@ -12,6 +12,7 @@ from confluent_kafka import Producer
 
 from capturectl import CAPTURECTL, ENVIRONMENT, capturectl, line_of
 from refconsumer import build, pb
+from rig.process import SANITIZED
 from rig.status import wait_until
 from test_capturectl_topic import TS, close_record, from_topic, produce
 
@@ -268,6 +269,7 @@ def test_a_full_disk_ends_an_export(broker, new_topic):
     assert b"writing failed: No space left" in run.stderr
 
 
+@pytest.mark.skipif(SANITIZED, reason="its memory is the sanitizer's")
 def test_reading_ahead_is_bounded(broker, new_topic):
     """librdkafka would hold up to 64 MiB of each partition."""
     topic = new_topic(8)

@@ -363,3 +363,51 @@ def test_watch_goes_on_until_it_is_told_to_end(stack, topic):
         status, err = watch.end()
     assert (status, err) == (0, "")
     assert sum(line.startswith(b"ADDRESS") for line in watch.out) >= 2
+
+
+# gaps, of what the product itself has written
+
+def test_what_was_captured_has_no_gaps(stack, topic):
+    """Whatever a client does in good order: nothing is found."""
+    s = stack(topic=topic, workers=2)
+    answers = {"/chunked": Response(body=b"x" * 70_000, chunked=(1000, 7)),
+               "/close": Response(body=b"to the end", until_close=True),
+               "/304": Response(status=304), "/204": Response(status=204),
+               "/large": Response(body=bytes(3_000_000))}
+    s.source.answer = lambda r: answers.get(r.target, Response(body=b"ok"))
+    for _ in range(4):
+        with s.client() as client:
+            for uri in (*answers, "/"):
+                assert client.request("GET", uri).complete
+            assert client.request("HEAD", "/chunked").status == 200
+            assert client.request("POST", "/", body=bytes(200_000)).status == 200
+            assert client.request("PUT", "/", chunks=[b"a", b"bc" * 5000]).status == 200
+    s.drain()
+    answer = capturectl("gaps", "-b", s.broker.bootstrap, "-t", topic)
+    assert (answer.status, answer.text) == (0, ""), answer.err
+    assert " 36 requests: nothing found" in answer.err
+
+
+def test_a_killed_worker_shows_as_what_it_cut(stack, topic):
+    """And as nothing worse: no hole, no duplicate."""
+    hold = threading.Event()
+    s = stack(topic=topic)
+    s.source.answer = lambda r: Response(body=b"x" * 1000, hold_body=hold) \
+        if r.target == "/slow" else Response(body=b"ok")
+    with s.client() as quick, s.client() as slow:
+        assert quick.request("GET", "/").status == 200
+        slow.send(f"GET /slow HTTP/1.1\r\n{HOST}\r\n".encode())
+        s.wait_for_status(lambda now: now["total"]["seen"] == 2
+                          and now["total"]["captured"] == 1)
+        (worker,) = s.nginx.workers()
+        s.nginx.allowed.append("exited on signal 9")
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: s.nginx.workers() not in ([], [worker]), 30)
+    hold.set()
+    s.wait_linked()
+    s.drain()
+    answer = capturectl("gaps", "--json", "-b", s.broker.bootstrap, "-t", topic)
+    assert answer.status == 1
+    *found, summary = answer.json
+    assert {f["kind"] for f in found} <= {"abandoned", "truncated", "doubt"}, found
+    assert len({f["connectionId"] for f in found}) == 1

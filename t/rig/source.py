@@ -53,6 +53,8 @@ class Response:
     close          close the connection after it
     reset          with cut or close: so that the peer gets a RST
     trailers       [(name, value)] after the last chunk
+    piece, pause   bytes of the body that are written at once, and the seconds
+                   after each
     """
     status: int = 200
     reason: str = "OK"
@@ -69,6 +71,8 @@ class Response:
     close: bool = False
     reset: bool = False
     trailers: list = field(default_factory=list)
+    piece: int = 1 << 18
+    pause: float = 0
 
     def head(self):
         lines = [f"HTTP/1.1 {self.status} {self.reason}"]
@@ -215,9 +219,11 @@ class Source:
             await writer.drain()
             return False
         writer.write(head)
-        for at in range(0, len(body), 1 << 18):
-            writer.write(body[at:at + (1 << 18)])
+        for at in range(0, len(body), response.piece):
+            writer.write(body[at:at + response.piece])
             await writer.drain()
+            if response.pause:
+                await asyncio.sleep(response.pause)
         writer.write(end)
         await writer.drain()
         return not (response.close or response.until_close)

@@ -222,18 +222,20 @@ class Speaker2:
 
     def _finish(self, spec, stream):
         client, answer = self.client, None
-        said = spec.leaves != IN_REQUEST
+        # Content-Length: 0 is all of it, without an END_STREAM
+        said = spec.leaves != IN_REQUEST or (spec.size == 0 and not spec.chunks)
         if spec.leaves is None:
             answer = client.receive(stream)
         else:
-            if said:
+            if spec.leaves != IN_REQUEST:
                 want = int(spec.place * spec.answer.size)
                 while (stream not in client.done and stream not in client.resets
                        and (client.answers[stream] is None
                             or len(client.answers[stream].body) < want)
                        and client.pump()):
                     pass
-            if stream not in client.done and not client.closed:
+            if not (stream in client.done or stream in client.resets
+                    or client.closed):
                 client.reset_stream(stream)
         self.seen.append(Seen(spec, self._raw(spec), said, answer, client))
 
@@ -244,14 +246,18 @@ class Speaker2:
     def _raw(self, spec):
         """Cookies are put together, at the end of what the client sent."""
         headers = self._headers(spec)
-        crumbs = "; ".join(v for n, v in headers if n == "cookie")
-        raw = captured(spec.method, spec.target,
-                       [h for h in headers if h[0] not in ("cookie", "expect")],
-                       spec.body, length=not spec.chunks, authority=HOST)
-        if any(n == "cookie" for n, _ in headers):
-            at = raw.index(b"\r\n\r\n")
-            raw = raw[:at] + b"\r\ncookie: " + crumbs.encode("latin-1") + raw[at:]
-        return raw
+        crumbs = [v for n, v in headers if n == "cookie"]
+        headers = [h for h in headers if h[0] not in ("cookie", "expect")]
+        length = spec.size is not None and not spec.chunks
+        if length:
+            headers.append(("content-length", str(spec.size)))
+        if crumbs:
+            headers.append(("cookie", "; ".join(crumbs)))
+        if length:
+            return captured(spec.method, spec.target, headers,
+                            authority=HOST) + spec.body
+        return captured(spec.method, spec.target, headers, spec.body, length=False,
+                        authority=HOST)
 
 
 class Speaker2Tls(Speaker2):

@@ -94,9 +94,8 @@ class Batch:
                     for seen in speaker.converse(conversation, port):
                         self.seen[seen.spec.mark] = seen
                 except BaseException as e:
-                    done = len(speaker.seen)
-                    errors.append(f"{e!r} after {done} of\n  " + "\n  ".join(
-                        map(str, conversation)))
+                    at = min(len(speaker.seen), len(conversation) - 1)
+                    errors.append(f"{e!r}\n  {conversation[at]}")
         threads = [threading.Thread(target=work) for _ in range(CLIENTS)]
         for thread in threads:
             thread.start()

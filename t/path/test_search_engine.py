@@ -3,6 +3,7 @@ NGINX; the captured traffic makes the same documents in an empty second one."""
 
 import os
 import random
+import shlex
 import threading
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from refconsumer import http
 from refconsumer.verify import verify_topic
 from rig.engine import SearchEngine
+from rig.process import Process
 from rig.replay import replay
+from rig.status import wait_until
 
 from path.session import assert_balanced, lost, settled
 
@@ -36,9 +39,10 @@ def engines(workdir):
 
 class Workload:
     """One user of the cluster: an index of its own, and a shared one in which
-    its documents are its own, so that the users' order does not matter."""
+    its documents are its own, so that the users' order does not matter.
+    `heads`: with HEAD requests."""
 
-    def __init__(self, port, number, **options):
+    def __init__(self, port, number, heads=True, **options):
         opensearchpy = pytest.importorskip("opensearchpy")
         self.client = opensearchpy.OpenSearch(
             [{"host": "127.0.0.1", "port": port}], timeout=60, **options)
@@ -46,6 +50,7 @@ class Workload:
         self.not_found = opensearchpy.exceptions.NotFoundError
         self.conflict = opensearchpy.exceptions.ConflictError
         self.random = random.Random(number)
+        self.heads = heads
         self.number = number
         self.index = f"own-{number}"
 
@@ -69,7 +74,7 @@ class Workload:
             "settings": {"number_of_shards": 2, "number_of_replicas": 0},
             "mappings": {"properties": {"word": {"type": "keyword"},
                                         "number": {"type": "long"}}}})
-        assert self.client.indices.exists(index=self.index)
+        assert not self.heads or self.client.indices.exists(index=self.index)
         self.client.indices.put_alias(index=self.index, name=f"alias-{self.number}")
         self.client.indices.put_mapping(index=self.index, body={
             "properties": {"added": {"type": "date"}}})
@@ -90,7 +95,7 @@ class Workload:
             c.delete(index=self.index, id=f"single {i}/ü")
         c.create(index=self.index, id="created", body={"word": "created"})
         assert c.get(index=self.index, id="single 9/ü")["_source"]["number"] == 109
-        assert not c.exists(index=self.index, id="single 1/ü")
+        assert not self.heads or not c.exists(index=self.index, id="single 1/ü")
 
     def bulk(self):
         def actions():
@@ -158,10 +163,10 @@ class Workload:
         self.client.indices.delete(index=gone)
 
 
-def run_users(port):
+def run_users(port, heads=True):
     """Some users at once, each of another kind."""
     options = [{}, {"http_compress": True}, {"maxsize": 1}, {}]
-    users = [Workload(port, i, **options[i]) for i in range(THREADS)]
+    users = [Workload(port, i, heads, **options[i]) for i in range(THREADS)]
     failed = []
 
     def run(user):
@@ -189,21 +194,26 @@ def assert_same_documents(source, target):
     return sum(map(len, want.values()))
 
 
-def test_captured_traffic_makes_the_same_documents_in_a_second_engine(
-        stack, engines):
-    source, target = engines
+def captured_from(stack, source, heads=True):
+    """(Stack, exchanges) of what the users did, of which nothing is missing."""
     s = stack(source=source, workers=2, buffer="128m")
-    run_users(s.port)
+    run_users(s.port, heads)
     status = assert_balanced(s.wait_for_status(
         lambda st: st["total"]["pending"] == 0, timeout=60))
     assert lost(status) == 0
     assert settled(status["total"]["captured"])(status), "something is filtered"
-
     result = verify_topic(s.drain())
     result.assert_clean(all_closed=True)
     assert len(result.exchanges) == status["total"]["captured"]
+    return s, result.exchanges
+
+
+def test_captured_traffic_makes_the_same_documents_in_a_second_engine(
+        stack, engines):
+    source, target = engines
+    _, exchanges = captured_from(stack, source)
     assert target.documents() == {}
-    replayed = replay(result.exchanges, target.port)
+    replayed = replay(exchanges, target.port)
 
     assert assert_same_documents(source, target) > 5000
     # ids of scrolls are the source's own: the target does not know them
@@ -211,3 +221,32 @@ def test_captured_traffic_makes_the_same_documents_in_a_second_engine(
               and b"/_search/scroll" not in http.parse_request(
                   r.exchange.request).start_line]
     assert not others, [(r.exchange.request[:200], r.answer) for r in others]
+
+
+@pytest.mark.skipif("CAPTURE_REPLAYER" not in os.environ,
+                    reason="CAPTURE_REPLAYER is not given")
+def test_a_replayer_makes_the_same_documents_in_a_second_engine(
+        stack, engines, workdir):
+    """CAPTURE_REPLAYER is the command that starts the Traffic Replayer, without
+    its options. No HEAD: it waits for each of their bodies, until its timeout."""
+    source, target = engines
+    s, exchanges = captured_from(stack, source, heads=False)
+    assert target.documents() == {}
+    replayer = Process(
+        [*shlex.split(os.environ["CAPTURE_REPLAYER"]),
+         "--kafka-traffic-brokers", s.broker.bootstrap,
+         "--kafka-traffic-topic", s.topic, "--kafka-traffic-group-id", s.topic,
+         "--target-uri", f"http://127.0.0.1:{target.port}"],
+        os.path.join(workdir, "replayer.log"), cwd=workdir)
+    try:
+        def documents(engine):
+            return sum(map(len, engine.documents().values()))
+        wait_until(lambda: documents(target) == documents(source), 300,
+                   "the documents", replayer.dead)
+        # what comes behind the last new document, too
+        wait_until(lambda: target.documents() == source.documents(), 60,
+                   "the same documents", replayer.dead)
+        print(f"{len(exchanges)} exchanges, "
+              f"{assert_same_documents(source, target)} documents")
+    finally:
+        replayer.kill()

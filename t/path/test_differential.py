@@ -1,8 +1,7 @@
 """Random exchanges: what the reference consumer reads in the topic is what the
 clients and the source have recorded, without a difference.
 
-    CAPTURE_SEED=N    the exchanges of a run that failed, again
-    CAPTURE_COUNT=N   another number of them
+    CAPTURE_SEED=N CAPTURE_COUNT=N    the exchanges of a run that failed, again
 """
 
 import os
@@ -23,6 +22,7 @@ GATE, LONG, BATCH = 200, 2000, 250
 CLIENTS = 8                      # at once
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_random_exchanges_are_captured_as_they_were(run, protocol):
     run(protocol, int(os.environ.get("CAPTURE_COUNT", GATE)))
@@ -44,7 +44,7 @@ def run(stack, source, certificate, new_topic):
         seed = random.randrange(1 << 30) if seed is None else int(seed)
         while count > 0:
             batch = Batch(PROTOCOLS[protocol], seed, min(count, BATCH))
-            print(f"CAPTURE_SEED={seed} {protocol}")
+            print(f"{batch.where} {protocol}")
             batch.run(stack, source, certificate, new_topic(4))
             print(f"  {batch.summary}")
             count -= BATCH
@@ -57,7 +57,7 @@ class Batch:
 
     def __init__(self, protocol, seed, count):
         self.protocol = protocol
-        self.where = f"CAPTURE_SEED={seed}"
+        self.where = f"CAPTURE_SEED={seed} CAPTURE_COUNT={count}"
         self.conversations = Generator(seed, protocol.streams).conversations(count)
         self.specs = {s.mark: s for c in self.conversations for s in c}
         self.seen = {}

@@ -262,6 +262,7 @@ def root(workdir):
     return path
 
 
+@pytest.mark.timeout(300)
 def test_nginx_sends_the_same_without_with_and_while_capturing(
         workdir, root, nginx, source, broker, topic):
     source.answer = answer

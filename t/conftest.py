@@ -9,11 +9,13 @@ import tempfile
 import pytest
 
 from rig import nginx as rig_nginx
+from rig.cluster import KafkaCluster
 from rig.kafka import KafkaBroker
 from rig.probe import Probe
 from rig.security import SecureBroker
 from rig.stack import Stack
 from rig.source import Source
+from rig.tcp_fault import TcpFault
 
 _topics = itertools.count(1)
 
@@ -62,10 +64,38 @@ def broker(tmp_path_factory):
         broker.kill()  # nobody needs its data any more
 
 
+@pytest.fixture(scope="session")
+def three_brokers(tmp_path_factory):
+    cluster = KafkaCluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def cluster(three_brokers):
+    """Three Kafka brokers (rig/cluster.py), of which a test may stop any: the
+    next one gets all three."""
+    three_brokers.start()
+    return three_brokers
+
+
+@pytest.fixture
+def fault():
+    """A TcpFault (rig/tcp_fault.py) without a target yet; own_broker(fault=fault)
+    puts it before a broker."""
+    fault = TcpFault()
+    fault.start()
+    yield fault
+    fault.close()
+
+
 @pytest.fixture
 def own_broker(workdir):
     """A factory of brokers for one test: own_broker(auto_create=True,
-    users={"name": "password"}, properties={...})."""
+    users={"name": "password"}, properties={...}, fault=...)."""
     with _closing() as close:
         def make(**options):
             name = f"kafka{len(close)}"

@@ -6,8 +6,8 @@ import re
 import signal
 import subprocess
 
-from .process import (BUILD, SANITIZED, TOP, Process, accepts, free_port,
-                      sanitizer_env, sanitizer_reports)
+from .process import (BUILD, SANITIZED, TOP, Adopted, Process, accepts, adopting,
+                      free_port, sanitizer_env, sanitizer_reports)
 from .status import wait_until
 
 BINARY = (os.path.join(TOP, "build", "nginx-asan", "objs", "nginx")
@@ -17,7 +17,7 @@ MODULE = os.path.join(BUILD, "ngx_http_capture_module.so")
 TEMPLATE = """\
 {load_module}
 {user}
-daemon off;
+daemon {daemon};
 pid nginx.pid;
 worker_processes {workers};
 {main}
@@ -67,13 +67,15 @@ def http2(port):
     return f"listen 127.0.0.1:{port}; http2 on;"
 
 
-def render(port, http="", server="", main="", events="", workers=1, module=True):
+def render(port, http="", server="", main="", events="", workers=1, module=True,
+           daemon=False):
     """A whole configuration around snippets for its contexts."""
     text = TEMPLATE
     if SANITIZED:  # built without these modules
         text = re.sub(r"\n *(uwsgi|scgi)_temp_path.*", "", text)
     return text.format(
         load_module=f"load_module {MODULE};" if module else "",
+        daemon="on" if daemon else "off",
         # the workers share the sidecar's socket and memory with the master's
         # user, so that the tests need no other one
         user="user root;" if os.geteuid() == 0 else "",
@@ -83,7 +85,8 @@ def render(port, http="", server="", main="", events="", workers=1, module=True)
 
 class Nginx:
     """Snippets as for render(); `allowed` holds regular expressions of [alert]
-    and [emerg] lines that the test provokes."""
+    and [emerg] lines that the test provokes. daemon: only such a master, whose
+    parent has gone, can upgrade()."""
 
     def __init__(self, directory, log_level="info", **snippets):
         self.directory = str(directory)
@@ -100,10 +103,14 @@ class Nginx:
 
     def start(self, timeout=30):
         self.write_config()
-        self.process = Process(
-            _argv(self.directory, "nginx.conf", self.log_level),
-            self._path("nginx.out"), cwd=self.directory,
-            env=sanitizer_env(self.directory))
+        with adopting():
+            self.process = Process(
+                _argv(self.directory, "nginx.conf", self.log_level),
+                self._path("nginx.out"), cwd=self.directory,
+                env=sanitizer_env(self.directory))
+            if self.snippets.get("daemon"):
+                assert self.process.wait(timeout) == 0, self._dead()
+                self._adopt(timeout)
         wait_until(lambda: accepts(self.port), timeout, "NGINX's port",
                    self._dead)
 
@@ -128,10 +135,21 @@ class Nginx:
             return len(new) >= self.snippets.get("workers", 1)
         wait_until(replaced, timeout, "the new workers", self._dead)
 
+    def upgrade(self, timeout=30):
+        """Another binary (the same one) takes over while clients are served: USR2,
+        then WINCH and QUIT for the old master. Returns when that has ended; the
+        new master is then this object's process."""
+        old = self.process
+        old.send(signal.SIGUSR2)
+        with adopting():
+            self._adopt(timeout)
+            old.send(signal.SIGWINCH)
+            rc = old.stop(signal.SIGQUIT, timeout)
+        assert rc == 0, f"the old master ended with {rc}"
+
     def workers(self):
         """The pids of the master's children."""
-        with open(f"/proc/{self.pid}/task/{self.pid}/children") as f:
-            return [int(pid) for pid in f.read().split()]
+        return _children(self.pid)
 
     def stop(self, graceful=False, timeout=30):
         """Its return code. graceful: requests in flight are served first."""
@@ -178,6 +196,16 @@ class Nginx:
         report = sanitizer_reports(self.directory)
         assert not report, report
 
+    def _adopt(self, timeout):
+        """The master is now the one that the pid file names, if another."""
+        old = self.process.pid
+
+        def successor():
+            pid = int(self._read("nginx.pid"))
+            return pid != old and _children(pid) and pid
+        new = wait_until(successor, timeout, "the new master")
+        self.process = Adopted(new, "nginx", self.process.log)
+
     def _dead(self):
         dead = self.process.dead()
         return dead and dead + "\n" + self.error_log()[-4000:]
@@ -190,6 +218,11 @@ class Nginx:
             return ""
         with open(self._path(name), errors="replace") as f:
             return f.read()
+
+
+def _children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as f:
+        return [int(child) for child in f.read().split()]
 
 
 def check_config(directory, conf):

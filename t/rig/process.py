@@ -1,19 +1,22 @@
 """A child process that is ended by its pid, whatever happens to the test."""
 
+import contextlib
+import ctypes
 import os
 import random
 import signal
 import socket
 import subprocess
+import time
 
-from .status import wait_until
+from .status import POLL, wait_until
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SANITIZED = os.environ.get("CAPTURE_SAN", "") not in ("", "0")
 BUILD = os.path.join(TOP, "build", "asan" if SANITIZED else "")
 
 SUPPRESSIONS = os.path.join(TOP, "t", "rig", "asan.supp")
-
+PR_SET_CHILD_SUBREAPER = 36
 
 _given = set()
 
@@ -123,3 +126,46 @@ class Process:
     def kill(self):
         self.send(signal.SIGKILL)
         return self.child.wait()
+
+
+class Adopted(Process):
+    """A child's child, whose parent has ended while `adopting()`."""
+
+    def __init__(self, pid, name, log):
+        self.name = name
+        self.log = log
+        self.child = _Child(pid)
+
+
+class _Child:
+    """What Process uses of subprocess.Popen."""
+
+    def __init__(self, pid):
+        self.pid = pid
+        self.returncode = None
+
+    def poll(self):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout=None):
+        deadline = time.monotonic() + (timeout or float("inf"))
+        while self.poll() is None:
+            if time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(POLL)
+        return self.returncode
+
+
+@contextlib.contextmanager
+def adopting():
+    """Meanwhile the children of a process that ends become our own."""
+    prctl = ctypes.CDLL(None).prctl
+    assert prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    try:
+        yield
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)

@@ -44,13 +44,13 @@ class Stack:
     workers                        worker_processes
     sidecar_conf                   further keys of the sidecar's configuration
     start_sidecar                  False: the test starts stack.sidecar itself
-    log_level                      of NGINX's error.log
+    log_level, daemon              NGINX's (rig/nginx.py)
     """
 
     def __init__(self, directory, source, broker, topic, http="", server="",
                  location="", main="", capture="on", wait="off", buffer="64m",
-                 workers=1,
-                 sidecar_conf=None, start_sidecar=True, log_level="info"):
+                 workers=1, sidecar_conf=None, start_sidecar=True,
+                 log_level="info", daemon=False):
         self.directory = directory
         self.source = source
         self.broker = broker
@@ -64,7 +64,7 @@ class Stack:
             "kafka.bootstrap.servers": broker.bootstrap,
             **(sidecar_conf or {})})
         self.nginx = Nginx(
-            directory, log_level, workers=workers, main=main,
+            directory, log_level, workers=workers, main=main, daemon=daemon,
             http=HTTP.format(socket=self.socket, buffer=buffer,
                              source=source.port, http=http),
             server=SERVER.format(capture=capture, wait=wait, location=location,

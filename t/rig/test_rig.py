@@ -133,6 +133,17 @@ def test_nginx_forwards_and_reloads(proxy, source):
     wait_until(lambda: "GET /x" in proxy.access_log(), what="the access log")
 
 
+def test_nginx_is_upgraded(nginx, source):
+    proxy = nginx(http=PROXY_HTTP.format(source.port), server=PROXY, module=False,
+                  daemon=True)
+    old, workers = proxy.pid, proxy.workers()
+    proxy.upgrade()
+    assert proxy.pid != old and not set(proxy.workers()) & set(workers)
+    with Client(proxy.port) as client:
+        assert client.request("GET", "/x").status == 200
+    assert proxy.stop(graceful=True) == 0
+
+
 def test_nginx_reports_a_bad_configuration(check_config):
     rc, stderr = check_config(server="no_such_directive on;", module=False)
     assert rc == 1

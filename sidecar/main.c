@@ -246,6 +246,7 @@ static int run(sidecar *s) {
 
     if (start(s) == 0) {
         loop_run(s->loop, before_sleep, s);
+        ledger_stop(s->ledger, STOP_NS); /* the last reports count, too */
         status = log_totals(s);
     }
     stop(s);

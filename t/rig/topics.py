@@ -86,6 +86,15 @@ class Topics:
         """{partition: the offset that its next record will get}"""
         return {p: high for p, (_, high) in self._watermarks(topic).items()}
 
+    def end_offset(self, topic, partition):
+        """Of one partition: the others may have no leader."""
+        consumer = self._consumer()
+        try:
+            return consumer.get_watermark_offsets(
+                TopicPartition(topic, partition), timeout=10, cached=False)[1]
+        finally:
+            consumer.close()
+
     def read_topic(self, topic, timeout=60):
         """All records up to the end offsets of now, by partition and offset."""
         return [record for record, _ in self.read_stamped(topic, timeout)]

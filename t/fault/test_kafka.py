@@ -1,0 +1,167 @@
+"""Kafka's brokers stop, move and come back, or the network to them fails, while 200
+connections work. As long as the pools have room nothing is lost; and nothing is
+ever written twice."""
+
+import random
+import time
+
+import pytest
+from rig.status import wait_until
+from rig.tcp_fault import FROM_TARGET, TO_TARGET
+
+from fault.counts import of_status
+
+# the sidecar sees it sooner
+EAGER = {"kafka.reconnect.backoff.max.ms": "500"}
+
+
+def test_a_broker_that_stops_and_comes_back(scene, shaky, shaky_topic):
+    s = scene(broker=shaky, topic=shaky_topic, workers=2, sidecar_conf=EAGER)
+    with s.load() as load:
+        load.more(100)
+        shaky.stop()
+        load.more(300)
+        shaky.start()
+        load.more(100)
+    s.assert_clean(s.counts(90))
+
+
+def test_an_outage_longer_than_the_pools_is_counted_exactly(scene, shaky, shaky_topic):
+    s = scene(broker=shaky, topic=shaky_topic, workers=2, buffer="1m",
+              sidecar_conf=EAGER)
+    with s.load(rate=600) as load:
+        load.more(100)
+        shaky.kill()
+        wait_until(lambda: of_status(s.stack.status()).absent() > 100, 60,
+                   "losses")
+        shaky.start()
+        load.more(100)
+    counts = s.counts(90)
+    verdict = s.assert_clean(counts, "lost", "cut")
+    assert len(verdict.lost) == counts.absent() == counts.lost["pool_full"] > 100
+    assert len(verdict.cut) == counts.lost["response"]
+
+
+def test_leaders_move_a_broker_is_killed_and_partitions_come(scene, cluster):
+    name = f"moving{time.time_ns()}"
+    cluster.create_topic(name, 3)
+    s = scene(broker=cluster, topic=name, workers=2, sidecar_conf=EAGER)
+    with s.load(rate=300) as load:
+        load.more(100)
+        cluster.kill9(2)
+        wait_until(lambda: cluster.leaders(name)[1] != 2, 30, "another leader")
+        load.more(100)
+        cluster.start()
+        wait_until(lambda: cluster.in_sync(name), 60, "replicas in sync")
+        assert cluster.elect_preferred(name) > 0
+        cluster.add_partitions(name, 5)
+        load.more(100)
+    s.assert_clean(s.counts(90))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_brokers_restart_one_after_the_other(scene, cluster):
+    name = f"rolling{time.time_ns()}"
+    cluster.create_topic(name, 3)
+    s = scene(broker=cluster, topic=name, workers=2)
+    with s.load(rate=200) as load:
+        for _ in range(2):
+            for node in cluster.brokers:
+                load.more(100)
+                cluster.stop(node)
+                load.more(100)
+                cluster.start()
+                wait_until(lambda: cluster.in_sync(name), 60, "replicas in sync")
+            assert cluster.elect_preferred(name) > 0
+        load.more(100)
+    s.assert_clean(s.counts(90))
+
+
+def outage_of_one_partition(scene, cluster, seconds):
+    """Of three partitions with one replica each, one has no leader."""
+    name = f"alone{time.time_ns()}"
+    cluster.create_topic(name, config={"min.insync.replicas": "1"},
+                         replicas=[[1], [2], [3]])
+    s = scene(broker=cluster, topic=name, workers=2, sidecar_conf=EAGER)
+    with s.load(rate=200) as load:
+        load.more(100)
+        cluster.stop(3)
+        wait_until(lambda: cluster.leaders(name)[2] == -1, 30, "no leader")
+        before = ends(cluster, name)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            load.more(50)
+        after = ends(cluster, name)
+        cluster.start()
+        load.more(100)
+    # the other partitions have gone on
+    assert all(after[p] > before[p] for p in (0, 1)), (before, after)
+    s.assert_clean(s.counts(90))
+
+
+def ends(cluster, name):
+    return {p: cluster.end_offset(name, p) for p in (0, 1)}
+
+
+def test_a_partition_without_a_leader_keeps_no_other_waiting(scene, cluster):
+    outage_of_one_partition(scene, cluster, 2)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_partition_without_a_leader_for_a_minute(scene, cluster):
+    outage_of_one_partition(scene, cluster, 60)
+
+
+def bad_network(scene, broker, topic, seconds, conf=None):
+    """Delays, silence one way or both, resets and refusals, by turns at random."""
+    seed = random.randrange(1 << 30)
+    print(f"network: seed {seed}")
+    r = random.Random(seed)
+    fault = broker.fault
+    before = fault.accepted
+    s = scene(broker=broker, topic=topic, workers=2, sidecar_conf={
+        "kafka.bootstrap.servers": fault.bootstrap, **EAGER, **(conf or {})})
+
+    def reset():
+        """With acknowledgements, or requests, on their way."""
+        fault.hold(r.choice((FROM_TARGET, TO_TARGET)))
+        load.more(40)
+        fault.reset()
+
+    def refuse():
+        fault.refuse = True
+        fault.reset()
+
+    def silent():
+        fault.silent = True
+        fault.reset()
+    evils = (reset, reset, refuse, silent,
+             lambda: fault.delay(0.05, 0.1),
+             lambda: fault.hold(FROM_TARGET),
+             lambda: fault.hold(TO_TARGET))
+    with s.load() as load:
+        load.more(100)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            r.choice(evils)()
+            load.more(r.randrange(20, 300))
+            fault.heal()
+            load.more(r.randrange(20, 100))
+    assert fault.accepted > before + 1
+    fault.reset()      # those that were accepted and never answered
+    s.assert_clean(s.counts(90))
+
+
+def test_a_bad_network_loses_and_doubles_nothing(scene, shaky, shaky_topic):
+    bad_network(scene, shaky, shaky_topic, 6)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_bad_network_for_minutes(scene, shaky, shaky_topic):
+    """With time-outs that come, too: answers that are later than librdkafka waits."""
+    bad_network(scene, shaky, shaky_topic, 120,
+                {"kafka.socket.timeout.ms": "1000",
+                 "kafka.request.timeout.ms": "1000"})

@@ -1,0 +1,70 @@
+"""The sidecar is stopped under the load of 200 connections."""
+
+import time
+
+import pytest
+from rig.status import wait_until
+
+from fault.counts import of_metrics, of_status
+
+
+def slowest(load, start_ns, end_ns):
+    """Seconds of the slowest requests (each 200th) that were asked in between."""
+    took = sorted(a.took for a in load.asked
+                  if a.end_ns and start_ns <= a.sent_ns < end_ns)
+    return took[-1 - len(took) // 200]
+
+
+@pytest.mark.partitions(6)
+def test_a_stopped_sidecar_slows_nobody_and_what_has_no_room_is_counted(scene):
+    """SIGSTOP for longer than the pool lasts: what does not wait is as fast as
+    ever, and the losses are those that the counters name, one by one."""
+    s = scene(workers=2, buffer="1m")
+    with s.load() as load:
+        load.more(200)
+        start = time.monotonic_ns()
+        load.more(400)
+        paused = time.monotonic_ns()
+        s.sidecar.pause()
+        load.more(1500)
+        wait_until(lambda: of_status(s.stack.status()).absent() > 100, 30,
+                   "losses")
+        resumed = time.monotonic_ns()
+        s.sidecar.resume()
+        load.more(300)
+    usual, hung = (slowest(load, start, paused), slowest(load, paused, resumed))
+    print(f"slow request: {usual * 1000:.1f} ms, {hung * 1000:.1f} ms while the "
+          "sidecar is stopped")
+    counts = s.counts()
+    assert set(k for k, v in counts.lost.items() if v) <= {"pool_full", "response"}
+    verdict = s.assert_clean(counts, "lost", "cut")
+    assert len(verdict.lost) == counts.lost["pool_full"] > 100
+    assert len(verdict.cut) == counts.lost["response"]
+    assert hung < max(10 * usual, 0.25)
+
+
+def test_term_without_kafka_under_load_is_bounded_and_says_what_is_pending(
+        scene, shaky, shaky_topic):
+    s = scene(broker=shaky, topic=shaky_topic, workers=2,
+              sidecar_conf={"drain.time": "500ms"})
+    with s.load() as load:
+        load.more(200)
+        wait_until(lambda: of_metrics(s.metrics).captured > 100, what="captured")
+        shaky.kill()
+        load.more(200)
+        start = time.monotonic()
+        assert s.sidecar.stop(timeout=15) == 3
+        took = time.monotonic() - start
+        load.more(100)
+    assert 0.4 < took < 5, took
+    counts = s.status_counts()
+    totals = s.sidecar.check_totals()
+    assert totals["captured"] == counts.captured
+    # its last line is of just before its end: a worker may have gone on since
+    pending = totals["pending"]
+    assert 200 < pending <= counts.lost["link_lost"] <= pending + 20
+    assert s.nginx.stop(graceful=True) == 0
+    shaky.start()
+    # connections that the end of the sidecar left open, and exchanges in doubt
+    verdict = s.assert_clean(counts, "lost", "cut", "unclosed")
+    assert len(verdict.lost) >= counts.absent() > 0

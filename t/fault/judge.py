@@ -35,6 +35,7 @@ class Verdict:
     whole: int = 0       # exchanges that are in the topic with their responses
     vague: int = 0       # cut off, not executed, not there: perhaps never seen
     unserved: int = 0    # met the end of an idle connection: no error, as HTTP is
+    refused: int = 0     # by capture_on_failure refuse: 503, and never executed
 
     def problems(self, *allowed):
         names = {f.name for f in fields(self)}
@@ -123,10 +124,16 @@ def _absent(verdict, asked, there, executions):
         if id in there:
             if id not in executions:
                 verdict.unexecuted.append(id)
+        elif _is_refusal(a) and id not in executions:
+            verdict.refused += 1
         elif a.end == ANSWERED or id in executions:
             verdict.lost.append(id)
         elif a.end == CUT:
             verdict.vague += 1
+
+
+def _is_refusal(asked):
+    return asked.status == 503 and b"\r\nretry-after:" in asked.head.lower()
 
 
 def _order(verdict, result, asked):
@@ -163,6 +170,9 @@ def _clients(verdict, asked, executions):
         elif a.end != ANSWERED:
             verdict.client_errors.append(f"{id} {a.end} after {a.took:.3f} s"
                                          if a.end else f"{id} without an end")
+        elif _is_refusal(a):
+            if id in executions:
+                verdict.client_errors.append(f"{id} was refused and executed")
         elif b"\r\nX-Id: %s\r\n" % id.encode() not in a.head:
             verdict.client_errors.append(f"{id} got {a.head[:60]!r}")
 
@@ -171,17 +181,19 @@ def disagreements(verdict, counts, there):
     """What the counters say that topic, clients and source do not bear out.
     `there` is the number of requests in the topic."""
     lost, cut, vague = len(verdict.lost), len(verdict.cut), verdict.vague
+    refused = verdict.refused
     filtered, doubt = counts.total("filtered"), counts.doubt()
     response = counts.lost.get("response", 0)
     # What was cut off by a break may have been seen or not, have been given up
     # (filtered) or be in doubt; without breaks and doubts each is an equality.
     rules = [
-        ("seen", there + lost, counts.seen, there + lost + vague),
+        ("seen", there + lost + refused, counts.seen,
+         there + lost + refused + vague),
         ("captured", counts.captured + response, there,
          counts.captured + response + doubt),
-        ("lost without the request", lost - doubt - filtered, counts.absent(),
-         lost + vague),
-        ("filtered", 0, filtered, lost + vague),
+        ("lost without the request", lost + refused - doubt - filtered,
+         counts.absent(), lost + vague),
+        ("filtered", refused, filtered, refused + lost + vague),
         ("lost(response)", response, cut, response + counts.truncated + doubt),
     ]
     found = [f"{name}: {least} <= {value} <= {most} is false ({counts})"

@@ -200,6 +200,23 @@ def test_what_a_break_cut_off_may_have_been_seen_or_not():
     only(story, client_errors=1, counters=2)
 
 
+def test_what_was_refused():
+    story = Story()
+    story.capture(0, "00", "01", "02").close()
+    story.capture(1, "10").close()
+    story["11"].status = 503
+    story["11"].head = b"HTTP/1.1 503 No\r\nRetry-After: 1\r\n\r\n"
+    story.counts = Counts(seen=5, captured=4, filtered={"refused": 1})
+    only(story, client_errors=1, lost=1)
+    del story.executions["11"]
+    only(story)
+    assert story.verdict().refused == 1
+    story.counts = Counts(seen=5, captured=5)
+    only(story, counters=3)
+    story.capture(1, "10", "11").close()      # it would be replayed
+    assert story.verdict().unexecuted == ["11"]
+
+
 def test_a_sum_that_is_wrong():
     story = Story().capture_all()
     story.counts.pending = 1

@@ -1,8 +1,11 @@
 """The sidecar is stopped under the load of 200 connections."""
 
+import os
+import random
 import time
 
 import pytest
+from rig.sidecar import Sidecar
 from rig.status import wait_until
 
 from fault.counts import of_metrics, of_status
@@ -41,6 +44,58 @@ def test_a_stopped_sidecar_slows_nobody_and_what_has_no_room_is_counted(scene):
     assert len(verdict.lost) == counts.lost["pool_full"] > 100
     assert len(verdict.cut) == counts.lost["response"]
     assert hung < max(10 * usual, 0.25)
+
+
+def kills(scene, times):
+    seed = random.randrange(1 << 30)
+    print(f"kills: seed {seed}")
+    r = random.Random(seed)
+    s = scene(workers=2)
+    with s.load() as load:
+        for _ in range(times):
+            load.more(r.randrange(100, 300))
+            s.sidecar.kill9()
+            load.more(r.choice((1, 100, 300)))
+            s.sidecar.start()
+            s.stack.wait_linked()
+        load.more(200)
+    # resumption is not built yet: what the dead ones had is lost, and counted
+    counts = s.status_counts()
+    verdict = s.assert_clean(counts, "lost", "cut", "unclosed")
+    assert len(verdict.lost) > 0
+    by = {reason for reason, n in counts.lost.items() if n}
+    assert by <= {"link_lost", "unlinked"}, counts
+
+
+@pytest.mark.partitions(6)
+def test_a_killed_sidecar_costs_what_it_had_and_doubles_nothing(scene):
+    kills(scene, 3)
+
+
+@pytest.mark.long
+@pytest.mark.partitions(6)
+@pytest.mark.timeout(600)
+def test_the_sidecar_killed_forty_times(scene):
+    kills(scene, 40)
+
+
+@pytest.mark.partitions(6)
+def test_a_second_sidecar_is_refused_while_the_first_hangs(scene):
+    """It is never replaced alive: there is one owner of what the pools hold."""
+    s = scene(workers=2)
+    os.makedirs(os.path.join(s.stack.directory, "second"))
+    second = Sidecar(os.path.join(s.stack.directory, "second"), s.sidecar.conf)
+    with s.load() as load:
+        load.more(200)
+        s.sidecar.pause()
+        load.more(100)
+        second.start(wait=False)
+        assert second.process.wait() != 0
+        load.more(100)
+        s.sidecar.resume()
+        load.more(200)
+    assert s.stack.socket in second.log_text()
+    s.assert_clean(s.counts())
 
 
 def test_term_without_kafka_under_load_is_bounded_and_says_what_is_pending(

@@ -42,7 +42,7 @@ def test_an_outage_longer_than_the_pools_is_counted_exactly(scene, shaky, shaky_
     assert len(verdict.cut) == counts.lost["response"]
 
 
-def test_leaders_move_a_broker_is_killed_and_partitions_come(scene, cluster):
+def test_a_broker_of_three_is_killed_and_leaders_move_back(scene, cluster):
     name = f"moving{time.time_ns()}"
     cluster.create_topic(name, 3)
     s = scene(broker=cluster, topic=name, workers=2, sidecar_conf=EAGER)
@@ -54,9 +54,24 @@ def test_leaders_move_a_broker_is_killed_and_partitions_come(scene, cluster):
         cluster.start()
         wait_until(lambda: cluster.in_sync(name), 60, "replicas in sync")
         assert cluster.elect_preferred(name) > 0
-        cluster.add_partitions(name, 5)
         load.more(100)
     s.assert_clean(s.counts(90))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(200)
+def test_added_partitions_are_for_new_connections_only(scene, cluster):
+    """They are seen within a minute; a connection stays where it began."""
+    name = f"more{time.time_ns()}"
+    cluster.create_topic(name, 3)
+    s = scene(broker=cluster, topic=name, workers=2)
+    with s.load(rate=100) as load:
+        load.more(100)
+        cluster.add_partitions(name, 7)
+        wait_until(lambda: all(cluster.end_offset(name, p) > 20
+                               for p in range(3, 7)), 100,
+                   "records in new partitions")
+    s.assert_clean(s.counts())
 
 
 @pytest.mark.long

@@ -2,6 +2,8 @@
 broker that may be stopped and killed, behind a TcpFault."""
 
 import itertools
+import os
+import signal
 import time
 
 import pytest
@@ -62,6 +64,7 @@ class Scene:
         self.nginx = self.stack.nginx
         self.sidecar = self.stack.sidecar
         self.loads = []
+        self.kills = []
 
     def load(self, **options):
         load = Load(self.stack.port, ids=chr(ord("a") + next(self._letters)),
@@ -92,9 +95,18 @@ class Scene:
         print(f"counters: {counts}")
         return counts
 
+    def kill_worker(self, r):
+        """One of them, at once; returns when there is another."""
+        before = self.nginx.workers()
+        self.kills.append(time.monotonic_ns())
+        os.kill(r.choice(before), signal.SIGKILL)
+        wait_until(lambda: len(self.nginx.workers()) == len(before)
+                   and self.nginx.workers() != before, what="a new worker")
+
     def verdict(self, counts=None):
         """Ends the stack, and reads the whole topic."""
-        verdict = judge(self.stack.drain(), self.loads, self.executions, counts)
+        verdict = judge(self.stack.drain(), self.loads, self.executions, counts,
+                        self.kills)
         print(f"verdict: {verdict}")
         return verdict
 

@@ -15,6 +15,7 @@ from refconsumer.verify import verify_topic
 from fault.load import ANSWERED, CUT, UNSERVED
 
 SHOWN = 5
+MOMENT_NS = 500_000_000
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Verdict:
     disordered: list = field(default_factory=list)    # against its client's order
     unexecuted: list = field(default_factory=list)    # there; the source never had it
     reexecuted: list = field(default_factory=list)    # by the source, more than once
+    at_kill: list = field(default_factory=list)       # see judge()
     client_errors: list = field(default_factory=list)
     counters: list = field(default_factory=list)      # they say something else
     whole: int = 0       # exchanges that are in the topic with their responses
@@ -59,9 +61,12 @@ def _some(what):
     return "; ".join(str(w) for w in what[:SHOWN]) + more
 
 
-def judge(records, loads, executions, counts=None):
+def judge(records, loads, executions, counts=None, kills=()):
     """`counts`: a Counts of everything that the loads had sent, once the load has
-    ended; None where nobody knows (no part lived to the end)."""
+    ended; None where nobody knows (no part lived to the end).
+    `kills`: when workers were killed, as time.monotonic_ns(). What a worker has
+    done in its last turn, and not yet published, nobody has seen: an exchange
+    that ended in such a moment without a trace is at_kill instead of lost."""
     verdict = Verdict()
     asked = {a.id: a for load in loads for a in load.asked}
     assert len(asked) == sum(len(load.asked) for load in loads), "ids are reused"
@@ -70,7 +75,7 @@ def judge(records, loads, executions, counts=None):
     verdict.unclosed += [c.connection_id for c in result.connections.values()
                          if not c.closed]
     there = _exchanges(verdict, result, asked)
-    _absent(verdict, asked, there, executions)
+    _absent(verdict, asked, there, executions, kills)
     _order(verdict, result, asked)
     _clients(verdict, asked, executions)
     verdict.reexecuted += [id for id, stamps in executions.items()
@@ -119,7 +124,12 @@ def _compare(verdict, e, asked):
             verdict.corrupted.append(f"{asked.id}, response: {problem}")
 
 
-def _absent(verdict, asked, there, executions):
+def near(asked, kills):
+    """Did it end at one of these moments, as far as its client can tell?"""
+    return any(abs(asked.end_ns - ns) < MOMENT_NS for ns in kills)
+
+
+def _absent(verdict, asked, there, executions, kills):
     for id, a in asked.items():
         if id in there:
             if id not in executions:
@@ -127,7 +137,7 @@ def _absent(verdict, asked, there, executions):
         elif _is_refusal(a) and id not in executions:
             verdict.refused += 1
         elif a.end == ANSWERED or id in executions:
-            verdict.lost.append(id)
+            (verdict.at_kill if near(a, kills) else verdict.lost).append(id)
         elif a.end == CUT:
             verdict.vague += 1
 
@@ -180,7 +190,8 @@ def _clients(verdict, asked, executions):
 def disagreements(verdict, counts, there):
     """What the counters say that topic, clients and source do not bear out.
     `there` is the number of requests in the topic."""
-    lost, cut, vague = len(verdict.lost), len(verdict.cut), verdict.vague
+    lost, cut = len(verdict.lost), len(verdict.cut)
+    vague = verdict.vague + len(verdict.at_kill)
     refused = verdict.refused
     filtered, doubt = counts.total("filtered"), counts.doubt()
     response = counts.lost.get("response", 0)

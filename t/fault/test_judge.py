@@ -55,11 +55,11 @@ class Story:
             self.capture(c, *(i for i in self.ids if i[0] == str(c))).close()
         return self
 
-    def verdict(self):
+    def verdict(self, **more):
         records = [(p, offset, producer.connection_id, value)
                    for p, producer in enumerate(self.producers.values())
                    for offset, value in enumerate(producer.values)]
-        return judge(records, [self], self.executions, self.counts)
+        return judge(records, [self], self.executions, self.counts, **more)
 
 
 def only(story, **wanted):
@@ -215,6 +215,16 @@ def test_what_was_refused():
     only(story, counters=3)
     story.capture(1, "10", "11").close()      # it would be replayed
     assert story.verdict().unexecuted == ["11"]
+
+
+def test_the_last_turn_of_a_killed_worker():
+    story = Story()
+    story.capture(0, "00", "01", "02").close()
+    story.capture(1, "10").close()
+    story.counts = Counts(seen=4, captured=4)
+    only(story, lost=1, counters=2)
+    assert story.verdict(kills=[100_000_000]).problems() == {"at_kill": ["11"]}
+    assert story.verdict(kills=[10**9]).problems()["lost"] == ["11"]
 
 
 def test_a_sum_that_is_wrong():

@@ -17,6 +17,7 @@ MODULE = os.path.join(BUILD, "ngx_http_capture_module.so")
 TEMPLATE = """\
 {load_module}
 {user}
+{env}
 daemon {daemon};
 pid nginx.pid;
 worker_processes {workers};
@@ -76,6 +77,8 @@ def render(port, http="", server="", main="", events="", workers=1, module=True,
     return text.format(
         load_module=f"load_module {MODULE};" if module else "",
         daemon="on" if daemon else "off",
+        # an upgrade passes on nothing else
+        env="env ASAN_OPTIONS; env UBSAN_OPTIONS;" if SANITIZED else "",
         # the workers share the sidecar's socket and memory with the master's
         # user, so that the tests need no other one
         user="user root;" if os.geteuid() == 0 else "",

@@ -144,15 +144,17 @@ class Topics:
         wait_until(ready, 30, f"leaders of topic {name}")
 
     def _watermarks(self, topic):
-        partitions = self.admin.list_topics(timeout=10).topics[topic].partitions
+        """{partition: (first offset, end)}; waits for the leaders: a broker that
+        has just come back may have none yet."""
         consumer = self._consumer()
 
-        def marks():  # a broker that has just started may not lead them yet
+        def marks():
+            partitions = self.admin.list_topics(timeout=10).topics[topic].partitions
             return {p: consumer.get_watermark_offsets(
                         TopicPartition(topic, p), timeout=10, cached=False)
                     for p in sorted(partitions)}
         try:
-            return wait_until(marks, 30, f"the offsets of topic {topic}")
+            return wait_until(marks, 30, f"the ends of topic {topic}")
         finally:
             consumer.close()
 

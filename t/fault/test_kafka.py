@@ -11,6 +11,9 @@ from rig.tcp_fault import FROM_TARGET, TO_TARGET
 
 from fault.counts import of_status
 
+# brokers that start take their time where cores are few
+pytestmark = pytest.mark.timeout(300)
+
 # the sidecar sees it sooner
 EAGER = {"kafka.reconnect.backoff.max.ms": "500"}
 

@@ -121,24 +121,28 @@ class Load:
             await self._rest(0.1)      # nothing was asked
             return
         try:
+            what = None
             for n in range(r.randint(1, self.life)):
-                asked = self._make(r, number)
+                asked, what = self._make(r, number, what)
                 if not await self._ask(asked, n == 0, reader, writer):
                     return
+                if asked.status != 503:      # else it asks the same again
+                    what = None
                 await self._rest(self.pause * r.uniform(0.5, 1.5))
                 if self._ending or reader.at_eof():
                     return
         finally:
             writer.close()
 
-    def _make(self, r, number):
+    def _make(self, r, number, what):
         id = f"{self.ids}{len(self.asked)}"
-        method, fields = _request(r, id, self.mutating, self.most)
+        what = what or _request(r, id, self.mutating, self.most)
+        method, fields = what
         raw = build_request(method, f"/{self.ids}/{number}/{id}", [
             ("Host", "source.test"), ("X-Id", id)], **fields)
         asked = Asked(id, number, method, raw, time.monotonic_ns())
         self.asked.append(asked)
-        return asked
+        return asked, what
 
     async def _ask(self, asked, fresh, reader, writer):
         """Can the connection be used again?"""

@@ -149,20 +149,3 @@ def test_what_an_ack_has_released_is_in_the_topic_though_its_worker_is_killed(
     assert not waited, f"executed, and not in the topic: {waited}"
     for id in (*verdict.lost, *verdict.cut):
         assert asked[id].end != ANSWERED or near(asked[id], s.kills), asked[id]
-
-
-def test_a_circuit_breaker_spares_the_waits(scene, shaky):
-    """After repeated failures a request that would wait takes its failure mode at
-    once, until a probe succeeds."""
-    s = waiting(scene, shaky, "forward", "500ms")
-    with s.load(mutating=1) as load:
-        load.more(200)
-        shaky.fault.hold(TO_TARGET)
-        load.more(1000)
-        quick = time.monotonic_ns()
-        load.more(200)
-        shaky.fault.heal()
-        load.more(200)
-    slow = [a for a in load.asked if a.sent_ns > quick and a.took > 0.4]
-    assert len(slow) < 20, len(slow)
-    s.assert_clean(s.counts())

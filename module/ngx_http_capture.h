@@ -180,6 +180,7 @@ typedef struct {
     unsigned                   state:4;    /* ngx_http_capture_wait_e */
     unsigned                   refuse:1;   /* capture_on_failure */
     unsigned                   refused:1;
+    unsigned                   answered:1; /* Retry-After is set */
     unsigned                   departed:1; /* its client, unnoticed by NGINX */
     unsigned                   ended:1;    /* HTTP/3: the last buffer came */
 } ngx_http_capture_wait_t;
@@ -309,6 +310,7 @@ ngx_int_t ngx_http_capture_wait_body(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_chain_t *in,
     ngx_http_request_body_filter_pt next);
 void ngx_http_capture_wait_wake(ngx_http_capture_worker_t *w);
+void ngx_http_capture_wait_expire(ngx_http_capture_worker_t *w);
 void ngx_http_capture_wait_forget(ngx_http_capture_wait_t *wait);
 void ngx_http_capture_wait_bell_handler(ngx_event_t *rev);
 

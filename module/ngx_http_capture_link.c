@@ -339,6 +339,7 @@ ngx_http_capture_link_read_handler(ngx_event_t *rev)
 
         /* worker_shutdown_timeout: frames of what it closes are to come */
 
+        ngx_http_capture_wait_expire(w);
         return;
     }
 

@@ -408,6 +408,16 @@ ngx_http_capture_decide(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
 
     ngx_http_capture_begin(ctx);
 
+    if (ctx->wait && ctx->rest == 0 && !ctx->chunked) {
+
+        /*
+         * "Content-Length: 0" in HTTP/2 without END_STREAM yet: unbuffered,
+         * its head alone would be complete at the source
+         */
+
+        ctx->has_body = 0;
+    }
+
     if (!ctx->has_body) {
         ngx_http_capture_request_end(ctx);
     }

@@ -178,8 +178,12 @@ ngx_http_capture_wait_phase(ngx_http_request_t *r,
 
     if (wait->state == ngx_http_capture_wait_held) {
 
-        if (wait->refuse) {
+        if (wait->refuse && r->read_event_handler != ngx_http_test_reading) {
             r->read_event_handler = ngx_http_test_reading;
+
+            /* its client may have left before */
+
+            ngx_post_event(r->connection->read, &ngx_posted_events);
         }
 
         return NGX_AGAIN;
@@ -368,6 +372,27 @@ ngx_http_capture_wait_wake(ngx_http_capture_worker_t *w)
 }
 
 
+/*
+ * worker_shutdown_timeout.  Connections of HTTP/1 are closed with their
+ * requests; a stream of HTTP/2 is told that its client has left, which a held
+ * request ignores.
+ */
+
+void
+ngx_http_capture_wait_expire(ngx_http_capture_worker_t *w)
+{
+    ngx_queue_t              *q;
+    ngx_http_capture_wait_t  *wait;
+
+    while (!ngx_queue_empty(&w->waiters)) {
+        q = ngx_queue_head(&w->waiters);
+        wait = ngx_queue_data(q, ngx_http_capture_wait_t, queue);
+
+        ngx_http_capture_wait_end(wait, ngx_http_capture_wait_timedout);
+    }
+}
+
+
 /* The request goes, held or not. */
 
 void
@@ -537,7 +562,23 @@ ngx_http_capture_wait_timer_handler(ngx_event_t *ev)
 static ngx_int_t
 ngx_http_capture_wait_answer(ngx_http_request_t *r)
 {
-    ngx_table_elt_t  *h;
+    ngx_table_elt_t          *h;
+    ngx_http_capture_wait_t  *wait;
+
+    if (r->reading_body) {
+
+        /* NGINX will close it, with what it believes to be unread */
+
+        r->keepalive = 0;
+    }
+
+    wait = ngx_http_capture_get_ctx(r)->wait;
+
+    if (wait->answered) {
+        return NGX_HTTP_SERVICE_UNAVAILABLE;
+    }
+
+    wait->answered = 1;
 
     h = ngx_list_push(&r->headers_out.headers);
     if (h == NULL) {
@@ -639,40 +680,39 @@ ngx_http_capture_wait_guard_handler(ngx_event_t *ev)
 static void
 ngx_http_capture_wait_read_handler(ngx_http_request_t *r)
 {
-    ngx_uint_t                departed;
     ngx_connection_t         *c;
     ngx_http_capture_wait_t  *wait;
 
     c = r->connection;
     wait = ngx_http_capture_get_ctx(r)->wait;
 
-    if (wait->state == ngx_http_capture_wait_held) {
+    if (!wait->refuse && c->error) {
+        wait->departed = 1;
+        c->error = 0;
+    }
 
-        c->read->timedout = 0;
+    /* the body is complete: also where both timers expire in one turn */
 
-        if (!wait->refuse) {
+    c->read->timedout = 0;
 
-            if (c->error) {
-                wait->departed = 1;
-                c->error = 0;
-            }
-
-            return;
-        }
+    if (wait->state == ngx_http_capture_wait_held && !wait->refuse) {
+        return;
     }
 
     r->read_event_handler = wait->read_handler;
 
-    departed = wait->departed;
-
-    if (departed) {
-        r->main->count++;
+    if (!wait->departed) {
+        r->read_event_handler(r);
+        return;
     }
+
+    r->main->count++;
 
     r->read_event_handler(r);
 
-    if (departed) {
+    if (wait->kept == NULL) {
         c->error = 1;
-        ngx_http_finalize_request(r, NGX_DONE);
     }
+
+    ngx_http_finalize_request(r, NGX_DONE);
 }

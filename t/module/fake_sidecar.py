@@ -133,6 +133,7 @@ class Connection:
         self.open = None         # the exchange in flight
         self.end = None          # "CLOSE", "ABANDON" or "END": over
         self.last_ts = 0
+        self.seq = 0             # of its last frame
 
 
 class Link:
@@ -333,6 +334,7 @@ class Link:
         if f.ts < c.last_ts or not now - 60e9 < f.ts < now + 1e9:
             self.error(f"{f}: ts {f.ts} after {c.last_ts}, now {now}")
         c.last_ts = max(c.last_ts, f.ts)
+        c.seq = f.seq
         x = c.open
         if x:
             x.last_ts = f.ts
@@ -374,11 +376,24 @@ class Link:
                 return self.error(f"{f} in {x}")
             self._over(c, "CLOSE")
         if not c.end and self.ack:
-            at = self.slots_at + f.slot * SLOT_SIZE
-            self.u64[(at + 72) >> 3] = f.seq << 8   # acked
+            self._acknowledge(c)
             if f.type == HOLD or f.flags & WAIT:
                 self.ring()
         return None
+
+    def _acknowledge(self, c):
+        at = self.slots_at + c.slot * SLOT_SIZE
+        self.u64[(at + 72) >> 3] = c.seq << 8       # acked
+
+    def acknowledge(self, *connections, more=True):
+        """Where `ack` is off: all that was read is durable, or of these
+        connections alone. `more`: so is what comes from now on."""
+        with self.lock:
+            self.ack = self.ack or (more and not connections)
+            for c in connections or self.connections.values():
+                if not c.end:
+                    self._acknowledge(c)
+        self.ring()
 
     def _ended(self, x, f):
         x.end, x.code = TYPES[f.type], f.code

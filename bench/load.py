@@ -27,13 +27,13 @@ LOADS = {
 }
 
 
-def run(load, port, seconds, prefix, paced=False):
-    """Requests for `seconds` over CONNECTIONS connections, each sending its
+def run(load, port, seconds, prefix, paced=False, connections=CONNECTIONS):
+    """Requests for `seconds` over so many connections, each sending its
     next one when it has its answer (paced: and then some time later, so that
     all together come near load.rate): {"requests", "us", "errors", ...}."""
-    pause = 1000 * CONNECTIONS // load.rate if paced else 0
+    pause = 1000 * connections // load.rate if paced else 0
     argv = prefix + [
-        "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s",
+        "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s",
         "-s", os.path.join(HERE, "load.lua"),
         f"http://127.0.0.1:{port}{load.path}", "--", load.method,
         str(load.body), str(pause)]

@@ -104,6 +104,7 @@ class Sidecar:
         else:
             servers = kafka
             self.name = f"the sidecar to the Kafka at {kafka}"
+        self.bootstrap = servers
         conf = os.path.join(directory, "sidecar.conf")
         with open(conf, "w") as f:
             f.write(f"listen = unix:{self.socket}\ntopic = {TOPIC}\n"

@@ -90,6 +90,9 @@ CAPTURE = {
                " capture_status; }} }}",
 }
 
+WAIT = {**CAPTURE, "http": "capture_sidecar unix:{socket}; capture on;"
+                           " capture_wait mutating;"}
+
 # {case: snippets of PROXY, "module": whether it is loaded}
 CASES = {
     "plain": {},
@@ -97,6 +100,8 @@ CASES = {
     "drain": {"module": True, **CAPTURE},
     "mock": {"module": True, **CAPTURE},
     "kafka": {"module": True, **CAPTURE},
+    "notwait": {"module": True, **CAPTURE},
+    "wait": {"module": True, **WAIT},
     "mirror": {
         "location": "mirror /mirror;",
         "server": "location = /mirror {{ internal;"

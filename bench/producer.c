@@ -1,0 +1,126 @@
+/*
+ * A bare librdkafka producer, with the sidecar's own settings: what a record's
+ * round trip costs before anything of ours is added.
+ *
+ *     bench-producer BROKERS TOPIC SECONDS BYTES
+ *
+ * One record in flight: the next is produced when the report of the one before
+ * has come.  Prints {"requests", "p50_us", "p99_us"} as load.lua does.
+ */
+#include <librdkafka/rdkafka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define WARM 50 /* records that do not count: metadata, connections */
+#define MOST 1000000
+
+static int reported; /* of the record in flight; -1: it failed */
+
+static void report(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque) {
+    (void)rk;
+    (void)opaque;
+    reported = m->err == RD_KAFKA_RESP_ERR_NO_ERROR ? 1 : -1;
+}
+
+static void die(const char *what, const char *why) {
+    fprintf(stderr, "bench-producer: %s: %s\n", what, why);
+    exit(1);
+}
+
+static rd_kafka_t *new_producer(const char *brokers) {
+    static const char *const settings[][2] = {
+        {"acks", "all"},
+        {"enable.idempotence", "true"},
+        {"enable.gapless.guarantee", "true"},
+        {"linger.ms", "0"},
+    };
+    char why[256];
+    rd_kafka_conf_t *conf = rd_kafka_conf_new();
+    rd_kafka_t *rk;
+
+    if (rd_kafka_conf_set(conf, "bootstrap.servers", brokers, why,
+                          sizeof(why)) != RD_KAFKA_CONF_OK) {
+        die(brokers, why);
+    }
+    for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++) {
+        if (rd_kafka_conf_set(conf, settings[i][0], settings[i][1], why,
+                              sizeof(why)) != RD_KAFKA_CONF_OK) {
+            die(settings[i][0], why);
+        }
+    }
+    rd_kafka_conf_set_dr_msg_cb(conf, report);
+    rk = rd_kafka_new(RD_KAFKA_PRODUCER, conf, why, sizeof(why));
+    if (rk == NULL) {
+        die("rd_kafka_new", why);
+    }
+    return rk;
+}
+
+static double now_us(void) {
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec * 1e6 + (double)ts.tv_nsec / 1e3;
+}
+
+/* One record there and its report back, in us. */
+static double round_trip(rd_kafka_t *rk, const char *topic, char *payload,
+                         size_t size) {
+    double start = now_us();
+    rd_kafka_resp_err_t err;
+
+    reported = 0;
+    err = rd_kafka_producev(rk, RD_KAFKA_V_TOPIC(topic), RD_KAFKA_V_PARTITION(0),
+                            RD_KAFKA_V_VALUE(payload, size), RD_KAFKA_V_END);
+    if (err != RD_KAFKA_RESP_ERR_NO_ERROR) {
+        die("produce", rd_kafka_err2str(err));
+    }
+    while (reported == 0) {
+        rd_kafka_poll(rk, 1000);
+    }
+    if (reported < 0) {
+        die("produce", "not delivered");
+    }
+    return now_us() - start;
+}
+
+static int by_size(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+int main(int argc, char **argv) {
+    size_t size, n = 0;
+    double end, *took = malloc(MOST * sizeof(*took));
+    char *payload;
+    rd_kafka_t *rk;
+
+    if (argc != 5 || took == NULL) {
+        fprintf(stderr, "usage: bench-producer BROKERS TOPIC SECONDS BYTES\n");
+        return 2;
+    }
+    size = strtoul(argv[4], NULL, 10);
+    payload = malloc(size);
+    if (payload == NULL) {
+        die("payload", "out of memory");
+    }
+    memset(payload, 'x', size);
+    rk = new_producer(argv[1]);
+    for (int i = 0; i < WARM; i++) {
+        round_trip(rk, argv[2], payload, size);
+    }
+    end = now_us() + strtod(argv[3], NULL) * 1e6;
+    while (n < MOST && (n == 0 || now_us() < end)) {
+        took[n++] = round_trip(rk, argv[2], payload, size);
+    }
+    qsort(took, n, sizeof(*took), by_size);
+    printf("{\"requests\":%zu,\"p50_us\":%.0f,\"p99_us\":%.0f}\n", n,
+           took[n / 2], took[n - 1 - n / 100]);
+    rd_kafka_destroy(rk);
+    free(payload);
+    free(took);
+    return 0;
+}

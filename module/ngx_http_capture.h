@@ -9,6 +9,7 @@
  *   exchange.c    both as frames: READ EOM WRITE END, DROP, ABANDON
  *   wait.c        the request's end held until it is durable
  *   early.c       a response that begins before its request has ended
+ *   stall.c       such a request's body is not read while the pool is full
  *   connection.c  connectionIds: slots, timestamps, CLOSE
  *   pool.c        frames into blocks of shared memory; publishing
  *   link.c        the Unix socket to the sidecar
@@ -166,11 +167,13 @@ typedef enum {
 /* Of a request that waits: wait.c. */
 
 typedef struct {
-    ngx_queue_t                queue;      /* the worker's waiters */
+    ngx_queue_t                queue;      /* the worker's waiters, starved */
     ngx_event_t                timer;
     ngx_event_t                guard;
     ngx_http_capture_ctx_t    *ctx;
     ngx_chain_t               *kept;       /* of the body, not passed on */
+    ngx_chain_t               *unrecorded; /* nor recorded: no room */
+    size_t                     recorded;   /* of the first of these */
     ngx_http_event_handler_pt  read_handler;
     uint64_t                   seq;        /* the frame that is waited for */
     ngx_msec_t                 timeout;
@@ -180,6 +183,7 @@ typedef struct {
     unsigned                   state:4;    /* ngx_http_capture_wait_e */
     unsigned                   refuse:1;   /* capture_on_failure */
     unsigned                   refused:1;
+    unsigned                   starved:1;  /* until there is room */
     unsigned                   answered:1; /* Retry-After is set */
     unsigned                   departed:1; /* its client, unnoticed by NGINX */
     unsigned                   ended:1;    /* HTTP/3: the last buffer came */
@@ -240,6 +244,7 @@ typedef struct {
     ngx_log_t                 *log;
 
     ngx_queue_t                waiters;
+    ngx_queue_t                starved;
     ngx_uint_t                 wait_failures; /* in a row */
     ngx_http_capture_wait_t   *probe;      /* waits in spite of those */
 
@@ -297,6 +302,7 @@ void ngx_http_capture_eom(ngx_http_capture_ctx_t *ctx, ngx_uint_t flags);
 void ngx_http_capture_hold(ngx_http_capture_ctx_t *ctx);
 void ngx_http_capture_finish(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
     ngx_uint_t code);
+void ngx_http_capture_no_room(ngx_http_capture_ctx_t *ctx);
 ngx_int_t ngx_http_capture_acked(ngx_http_capture_ctx_t *ctx, uint64_t seq);
 
 /* wait.c */
@@ -313,6 +319,18 @@ void ngx_http_capture_wait_wake(ngx_http_capture_worker_t *w);
 void ngx_http_capture_wait_expire(ngx_http_capture_worker_t *w);
 void ngx_http_capture_wait_forget(ngx_http_capture_wait_t *wait);
 void ngx_http_capture_wait_bell_handler(ngx_event_t *rev);
+ngx_int_t ngx_http_capture_wait_keep(ngx_http_capture_wait_t *wait,
+    ngx_chain_t **ll, ngx_chain_t *in);
+void ngx_http_capture_wait_guard(ngx_http_capture_wait_t *wait);
+
+/* stall.c */
+
+ngx_uint_t ngx_http_capture_stall_needed(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_chain_t *in);
+ngx_int_t ngx_http_capture_stall(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_chain_t **in);
+void ngx_http_capture_stall_end(ngx_http_capture_wait_t *wait);
+void ngx_http_capture_stall_wake(ngx_http_capture_worker_t *w);
 
 /* early.c */
 

@@ -17,7 +17,6 @@ static cap_frame *ngx_http_capture_frame(ngx_http_capture_pool_t *pool,
     ngx_http_capture_ctx_t *ctx, ngx_uint_t type);
 static void ngx_http_capture_exchange_lost(ngx_http_capture_ctx_t *ctx,
     ngx_uint_t reason);
-static void ngx_http_capture_no_room(ngx_http_capture_ctx_t *ctx);
 static void ngx_http_capture_chunk_size(ngx_http_capture_ctx_t *ctx,
     ngx_uint_t type, uint64_t size);
 
@@ -358,7 +357,7 @@ ngx_http_capture_exchange_lost(ngx_http_capture_ctx_t *ctx, ngx_uint_t reason)
 
 /* For data, in the middle of it. */
 
-static void
+void
 ngx_http_capture_no_room(ngx_http_capture_ctx_t *ctx)
 {
     if (ctx->wait && ctx->wait->refuse && !ctx->eom_sent) {

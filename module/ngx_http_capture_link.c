@@ -90,6 +90,7 @@ ngx_http_capture_link_init(ngx_cycle_t *cycle)
     w->timer.cancelable = 1;
 
     ngx_queue_init(&w->waiters);
+    ngx_queue_init(&w->starved);
 
     ngx_http_capture_worker = w;
 

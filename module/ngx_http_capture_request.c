@@ -32,8 +32,8 @@ static ngx_uint_t ngx_http_capture_is_expect(ngx_table_elt_t *h);
 static ngx_int_t ngx_http_capture_rules(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_http_capture_loc_conf_t *clcf);
 static void ngx_http_capture_tell_version(ngx_http_request_t *r);
-static void ngx_http_capture_body_record(ngx_http_request_t *r,
-    ngx_http_capture_ctx_t *ctx, ngx_chain_t *in);
+static ngx_int_t ngx_http_capture_body_record(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_chain_t **in);
 static void ngx_http_capture_request_end(ngx_http_capture_ctx_t *ctx);
 static void ngx_http_capture_untrack(ngx_http_capture_ctx_t *ctx);
 static ngx_uint_t ngx_http_capture_changes(ngx_http_request_t *r);
@@ -546,8 +546,10 @@ ngx_http_capture_body_in(ngx_http_request_t *r, ngx_chain_t *in,
 
     ngx_http_capture_decide(r, ctx);
 
-    if (ctx->state == ngx_http_capture_open && !ctx->request_done) {
-        ngx_http_capture_body_record(r, ctx, in);
+    if (!ctx->request_done
+        && ngx_http_capture_body_record(r, ctx, &in) != NGX_OK)
+    {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
     if (ctx->wait) {
@@ -558,18 +560,40 @@ ngx_http_capture_body_in(ngx_http_request_t *r, ngx_chain_t *in,
 }
 
 
-static void
+/* *in becomes what may be passed on: all of it, unless there was no room. */
+
+static ngx_int_t
 ngx_http_capture_body_record(ngx_http_request_t *r,
-    ngx_http_capture_ctx_t *ctx, ngx_chain_t *in)
+    ngx_http_capture_ctx_t *ctx, ngx_chain_t **in)
 {
     ngx_uint_t    last;
     ngx_chain_t  *cl;
 
-    ngx_http_capture_chain(ctx, CAP_FRAME_READ, in, ctx->chunked);
+    if (ctx->wait && (ctx->state == ngx_http_capture_open
+                      || ctx->wait->unrecorded)
+        && ngx_http_capture_stall_needed(r, ctx, *in))
+    {
+        if (ngx_http_capture_stall(r, ctx, in) != NGX_OK) {
+            return NGX_ERROR;
+        }
+
+    } else if (ctx->state == ngx_http_capture_open) {
+        ngx_http_capture_chain(ctx, CAP_FRAME_READ, *in, ctx->chunked);
+    }
+
+    if (ctx->state != ngx_http_capture_open) {
+
+        if (ctx->wait && ctx->state == ngx_http_capture_lost) {
+            ctx->request_done = 1;
+            ngx_http_capture_wait_begin(ctx);
+        }
+
+        return NGX_OK;
+    }
 
     last = 0;
 
-    for (cl = in; cl; cl = cl->next) {
+    for (cl = *in; cl; cl = cl->next) {
         ctx->rest -= ngx_buf_size(cl->buf);
         last |= cl->buf->last_buf;
     }
@@ -581,6 +605,8 @@ ngx_http_capture_body_record(ngx_http_request_t *r,
     {
         ngx_http_capture_request_end(ctx);
     }
+
+    return NGX_OK;
 }
 
 

@@ -41,12 +41,9 @@ static void ngx_http_capture_wait_failed(ngx_http_capture_wait_t *wait);
 static void ngx_http_capture_wait_resume(ngx_http_capture_wait_t *wait);
 static void ngx_http_capture_wait_timer_handler(ngx_event_t *ev);
 static ngx_uint_t ngx_http_capture_wait_client_gone(ngx_http_request_t *r);
-static ngx_int_t ngx_http_capture_wait_keep(ngx_http_capture_wait_t *wait,
-    ngx_chain_t *in);
 static void ngx_http_capture_wait_ended(ngx_http_capture_wait_t *wait,
     ngx_chain_t *in);
 static ngx_int_t ngx_http_capture_wait_answer(ngx_http_request_t *r);
-static void ngx_http_capture_wait_guard(ngx_http_capture_wait_t *wait);
 static void ngx_http_capture_wait_guard_handler(ngx_event_t *ev);
 static void ngx_http_capture_wait_read_handler(ngx_http_request_t *r);
 
@@ -156,10 +153,6 @@ ngx_http_capture_wait_begin(ngx_http_capture_ctx_t *ctx)
     wait->timer.log = ctx->request->connection->log;
 
     ngx_add_timer(&wait->timer, wait->timeout);
-
-    wait->guard.handler = ngx_http_capture_wait_guard_handler;
-    wait->guard.data = wait;
-    wait->guard.log = wait->timer.log;
 }
 
 
@@ -223,7 +216,7 @@ ngx_http_capture_wait_body(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
         ngx_http_capture_wait_ended(wait, in);
     }
 
-    if (ngx_http_capture_wait_keep(wait, in) != NGX_OK) {
+    if (ngx_http_capture_wait_keep(wait, &wait->kept, in) != NGX_OK) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
@@ -269,15 +262,16 @@ ngx_http_capture_wait_ended(ngx_http_capture_wait_t *wait, ngx_chain_t *in)
  * though, is taken back as soon as we return.
  */
 
-static ngx_int_t
-ngx_http_capture_wait_keep(ngx_http_capture_wait_t *wait, ngx_chain_t *in)
+ngx_int_t
+ngx_http_capture_wait_keep(ngx_http_capture_wait_t *wait, ngx_chain_t **ll,
+    ngx_chain_t *in)
 {
-    ngx_pool_t    *pool;
-    ngx_chain_t  **ll, *cl;
+    ngx_pool_t   *pool;
+    ngx_chain_t  *cl;
 
     pool = wait->ctx->request->pool;
 
-    for (ll = &wait->kept; *ll; ll = &(*ll)->next) { /* void */ }
+    for ( /* void */ ; *ll; ll = &(*ll)->next) { /* void */ }
 
     for ( /* void */ ; in; in = in->next) {
 
@@ -348,6 +342,8 @@ ngx_http_capture_wait_wake(ngx_http_capture_worker_t *w)
     ngx_queue_t              *q, *next;
     ngx_http_capture_wait_t  *wait;
 
+    ngx_http_capture_stall_wake(w);
+
     for (q = ngx_queue_head(&w->waiters);
          q != ngx_queue_sentinel(&w->waiters);
          q = next)
@@ -401,6 +397,8 @@ ngx_http_capture_wait_forget(ngx_http_capture_wait_t *wait)
     if (wait->guard.posted) {
         ngx_delete_posted_event(&wait->guard);
     }
+
+    ngx_http_capture_stall_end(wait);
 
     if (wait->state == ngx_http_capture_wait_held) {
         ngx_http_capture_wait_unlink(wait);
@@ -646,13 +644,18 @@ ngx_http_capture_wait_bell_handler(ngx_event_t *rev)
  * While the end of a body is held NGINX believes that it still reads: it
  * would answer 408 after client_body_timeout, and drop a stream that its
  * client resets, though the request is recorded and will be replayed.  So its
- * read handler rests until the hold is over.  It is replaced at the turn's
+ * read handler rests until the hold is over, or the want of room.  It is
+ * replaced at the turn's
  * end, since NGINX sets it after the filters have run.
  */
 
-static void
+void
 ngx_http_capture_wait_guard(ngx_http_capture_wait_t *wait)
 {
+    wait->guard.handler = ngx_http_capture_wait_guard_handler;
+    wait->guard.data = wait;
+    wait->guard.log = wait->ctx->request->connection->log;
+
     if (!wait->guard.posted) {
         ngx_post_event(&wait->guard, &ngx_posted_events);
     }
@@ -668,7 +671,7 @@ ngx_http_capture_wait_guard_handler(ngx_event_t *ev)
 
     r = wait->ctx->request;
 
-    if (wait->state == ngx_http_capture_wait_held
+    if ((wait->state == ngx_http_capture_wait_held || wait->starved)
         && r->read_event_handler != ngx_http_capture_wait_read_handler)
     {
         wait->read_handler = r->read_event_handler;
@@ -686,12 +689,17 @@ ngx_http_capture_wait_read_handler(ngx_http_request_t *r)
     c = r->connection;
     wait = ngx_http_capture_get_ctx(r)->wait;
 
-    if (!wait->refuse && c->error) {
+    if (!wait->refuse && c->error
+        && wait->state != ngx_http_capture_wait_none)
+    {
         wait->departed = 1;
         c->error = 0;
     }
 
-    /* the body is complete: also where both timers expire in one turn */
+    /*
+     * the body is complete, also where both timers expire in one turn, or it
+     * is us who does not read it
+     */
 
     c->read->timedout = 0;
 

@@ -238,6 +238,11 @@ static void return_block(pool *p, uint32_t index) {
     }
     b->state = POOL_BLOCK_AWAY;
     give_back(p, CAP_RETURN_ENTRY(CAP_RETURN_BLOCK, b->generation, index));
+    /* the worker: starved, fence, look for blocks */
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load_explicit(&p->header->starved, memory_order_relaxed) != 0) {
+        pool_wake(p);
+    }
 }
 
 void pool_return_slot(pool *p, uint32_t slot, uint32_t generation) {

@@ -84,6 +84,7 @@ typedef struct {
     /* the worker's line */
     _Alignas(64) _Atomic uint32_t ring_tail;
     _Atomic uint32_t return_head;
+    _Atomic uint32_t starved; /* ring when blocks are given back */
 
     /* of the moment when it offered the pool; see "Resumption" */
     uint32_t offered_tail;

@@ -42,7 +42,7 @@ GEOMETRY = struct.Struct("<IIIIQQQQQQ")
 SLOT_SIZE, INTENT_SIZE = 160, 72
 
 # offsets in the header page
-RING_TAIL, RETURN_HEAD = 128, 132
+RING_TAIL, RETURN_HEAD, STARVED = 128, 132, 136
 RING_HEAD, RETURN_TAIL, READER_STATE, OWNER = 192, 196, 200, 208
 WORKER, SIDECAR = 256, 896
 WORKER_CELLS = {"seen": 0, "handed": 1, "connections": 2, "frames": 3,
@@ -436,6 +436,8 @@ class Link:
 
     def return_block(self, index, generation):
         self.push_return(RETURN_BLOCK, generation, index)
+        if self.starved():
+            self.ring()
 
     def return_slot(self, c):
         self.lent.discard(c.slot)
@@ -458,6 +460,10 @@ class Link:
             self.u64[(self.returns_at >> 3) + (tail & (self.return_size - 1))] = (
                 kind << 56 | (generation & 0xFFFFFF) << 32 | index)
             self.u32[RETURN_TAIL >> 2] = (tail + 1) & 0xFFFFFFFF
+
+    def starved(self):
+        """Does the worker want to be rung when blocks are given back?"""
+        return bool(self.u32[STARVED >> 2])
 
     def set_return_tail(self, value):
         self.u32[RETURN_TAIL >> 2] = value & 0xFFFFFFFF

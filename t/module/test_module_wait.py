@@ -1,14 +1,14 @@
 """Requests that wait: when their end goes on, and what becomes of them if it
 does not. FakeSidecar acknowledges when the test says so."""
 
-import re
 import signal
+import socket
 import threading
 import time
 
 import pytest
 
-from capture_rig import same_request
+from capture_rig import dechunk, same_request
 from rig.client import build_request
 from rig.client2 import Client2, captured
 from rig.process import free_port
@@ -757,3 +757,144 @@ def test_an_answer_while_the_end_is_held(held, source, version, mode):
     else:
         assert x.complete
         r.total(seen=1, captured=1)
+
+
+# a full pool
+
+def stalls(r, upload):
+    """Starts `upload` in a thread; waits until its worker is starved."""
+    result = []
+
+    def run():
+        try:
+            result.append(upload())
+        except OSError:
+            result.append(None)
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_until(r.link.starved, 15, "a starved worker")
+    return thread, result
+
+
+STALLING = [(1, "on", "length"), (1, "on", "chunked"), (1, "off", "length"),
+            (1, "off", "chunked"), (2, "off", "length"), (2, "off", "chunked")]
+
+
+def uploads(r, version, framing, target, body, **options):
+    """A function that sends all of it and returns the answer; None where the
+    answer has come before all was sent, and no more is read."""
+    if version == 2:
+        def upload():
+            with r.client2(**options) as c:
+                return c.request("POST", target, body=body,
+                                 length=framing == "length")
+    else:
+        def upload():
+            with r.client(**options) as c:
+                return c.request("POST", target, HOST, **(
+                    {"body": body} if framing == "length" else
+                    {"chunks": [body[i:i + 50_001]
+                                for i in range(0, len(body), 50_001)]}))
+    return upload
+
+
+@pytest.mark.parametrize("version, buffering, framing", STALLING)
+def test_a_body_is_read_no_further_while_the_pool_is_full(
+        held, source, version, buffering, framing):
+    """And goes on as blocks come back: nothing is lost, nobody is told 408."""
+    r = held(buffer="1m", options={"ack": True, "hold_blocks": True},
+             location=f"proxy_request_buffering {buffering};"
+             "client_body_timeout 1s; client_body_buffer_size 1m;")
+    body = pattern(3_000_000, 5)
+    thread, result = stalls(r, uploads(r, version, framing, "/x", body))
+    blocks = r.status()["workers"][0]
+    assert blocks["blocks_used"] <= blocks["blocks"]
+    start = time.monotonic()
+    if framing == "length":      # longer than client_body_timeout
+        wait_until(lambda: time.monotonic() - start > 1.3)
+    assert r.link.starved() and not any(q.complete for q in source.requests)
+
+    def ended():
+        r.link.return_all()
+        return not thread.is_alive()
+    wait_until(ended, 20, "the upload's end")
+    assert result[0].status == 200
+    assert bytes(source.requests[0].body) == body
+    x, = r.exchanges(1)
+    assert x.complete
+    assert body == (dechunk if framing == "chunked" else bytes)(
+        x.request.partition(b"\r\n\r\n")[2])
+    assert not r.link.starved()
+    waiting(r, held=1, acked=1)
+    r.total(seen=1, captured=1)
+
+
+@pytest.mark.parametrize("mode", ["forward", "refuse"])
+@pytest.mark.parametrize("version, buffering, framing", STALLING)
+def test_a_pool_that_stays_full(held, source, version, buffering, framing, mode):
+    """After capture_wait_timeout without progress: forward loses, refuse refuses;
+    a request that does not wait is not held up by it."""
+    r = held(buffer="1m", options={"ack": True, "hold_blocks": True},
+             server=f"capture_on_failure {mode};",
+             location=f"proxy_request_buffering {buffering};"
+             "capture_wait_timeout 500ms;")
+    body = pattern(3_000_000, 5)
+    upload = uploads(r, version, framing, "/x", body,
+                     timeout=3 if mode == "refuse" else 30)
+    thread, result = stalls(r, upload)
+    assert r.get("/other").status == 200
+    thread.join(20)
+    done = [q for q in source.requests if q.target == "/x" and q.complete]
+    if mode == "forward":
+        assert result[0].status == 200
+        assert bytes(done[0].body) == body
+    else:
+        assert result[0] is None or result[0].status == 503
+        assert done == []
+    reason = "pool_full" if mode == "forward" else "refused"
+    wait_until(lambda: sum(
+        dict(r.status()["total"]["lost"], **r.status()["total"]["filtered"])
+        .get(n, 0) for n in (reason,)) >= 1)
+    assert not r.link.starved()
+    r.link.return_all()
+
+
+def test_a_link_that_ends_while_a_body_is_stalled(held, source):
+    r = held(buffer="1m", options={"ack": True, "hold_blocks": True},
+             server="client_body_timeout 200ms;")
+    body = pattern(3_000_000, 5)
+    thread, result = stalls(r, uploads(r, 1, "length", "/x", body))
+    r.sidecar.stop()
+    thread.join(20)
+    assert result[0].status == 200
+    r.total(seen=1, link_lost=1)
+
+
+def test_a_client_that_leaves_while_its_body_is_stalled(held, source):
+    r = held(buffer="1m", options={"ack": True, "hold_blocks": True},
+             location="proxy_request_buffering off;")
+    c = r.client2()
+    s = c.start("POST", "/x", end=False)
+    thread, _ = stalls(r, lambda: c.data(s, pattern(3_000_000, 5)))
+    c.sock.shutdown(socket.SHUT_RDWR)
+    thread.join(20)
+    c.close()
+    r.link.return_all()
+    x, = r.exchanges(1)
+    assert (x.eom, x.end, x.reason) == (None, "DROP", "client_abort")
+    assert not r.link.starved()
+
+
+def test_a_loss_in_the_middle_of_a_body_is_refused(held, source):
+    """Not only one that is noticed with the last byte."""
+    r = held(location="capture_on_failure refuse; proxy_request_buffering off;")
+    with r.client() as c:
+        c.send(build_request("POST", "/x", [*HOST, ("Content-Length", "30")]))
+        c.send(b"0123456789")
+        wait_until(lambda: source.requests and source.requests[0].body)
+        r.sidecar.stop()
+        wait_until(lambda: "closed the link" in r.nginx.error_log())
+        for _ in range(2):
+            c.send(b"0123456789")
+        assert c.receive("POST").status == 503
+    assert not source.requests[0].complete

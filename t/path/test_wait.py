@@ -297,3 +297,35 @@ def test_a_sidecar_that_hangs_and_one_that_dies(stack, source):
         assert c.request("POST", "/refuse", body=b"x").status == 503
     assert sum(q.complete for q in source.requests) == 4
     waiting(s, held=4, acked=1, timed_out=1, lost=2)
+
+
+@pytest.mark.parametrize("buffering", ["on", "off"])
+def test_a_body_that_is_larger_than_the_pool_is_captured(
+        stack, source, hanging, buffering):
+    """Also when the broker hangs meanwhile: it is read as room comes back."""
+    s = stack(wait="mutating", buffer="1m", server=LOCATIONS
+              + "capture_wait_timeout 120s; client_body_buffer_size 256k;")
+    body = pattern(8_000_000, 3)
+    with Session(s) as c:
+        assert c.request("POST", "/on", body=b"first").status == 200
+        hanging.pause()
+        thread = threading.Thread(
+            target=lambda: c.request("POST", f"/{buffering}", body=body))
+        thread.start()
+
+        def full():
+            row = s.status()["workers"][0]
+            return row["blocks_used"] >= row["blocks"] - 3
+        wait_until(full, 15, "a full pool")
+        assert not any(q.complete for q in source.requests[1:])
+        hanging.resume()
+        thread.join(60)
+        assert c.exchanges[1].answer.status == 200
+        for chunks in (None, [body[i:i + 100_001]
+                              for i in range(0, len(body), 100_001)]):
+            answer = c.request("PUT", f"/{buffering}", chunks=chunks,
+                               body=None if chunks else body)
+            assert answer.status == 200
+    total = s.wait_for_status(settled(4))["total"]
+    assert total["captured"] == 4, total
+    assert_captured(s.drain(), [c])

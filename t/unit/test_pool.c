@@ -111,6 +111,23 @@ START_TEST(a_block_goes_back_when_it_is_sealed_read_and_not_held) {
 }
 END_TEST
 
+/* With the worker's fence between `starved` and its look at the returns, that
+   is all that no wake is lost. */
+START_TEST(a_block_that_goes_back_wakes_a_worker_that_is_starved) {
+    for (uint32_t starved = 0; starved <= 1; starved++) {
+        atomic_store(&w->header->starved, starved);
+        fake_read(w, 0, starved == 0 ? CAP_FRAME_BEGIN : 0, "x");
+        fake_seal(w);
+        ck_assert_int_eq(pool_read(p, &f), 1);
+        ck_assert(!p->rings);
+        ck_assert_int_eq(pool_read(p, &f), 0);
+        fake_collect(w);
+        ck_assert_uint_eq(w->blocks_back, starved + 1);
+        ck_assert_int_eq(p->rings, starved != 0);
+    }
+}
+END_TEST
+
 START_TEST(blocks_go_round_for_ever) {
     char data[3000];
 
@@ -487,6 +504,7 @@ int main(void) {
     tcase_add_test(t, frames_come_in_order_with_their_payload);
     tcase_add_test(t, a_pad_is_passed_over);
     tcase_add_test(t, a_block_goes_back_when_it_is_sealed_read_and_not_held);
+    tcase_add_test(t, a_block_that_goes_back_wakes_a_worker_that_is_starved);
     tcase_add_test(t, blocks_go_round_for_ever);
     tcase_add_test(t, memory_for_a_burst_is_given_back);
     tcase_add_test(t, nothing_goes_back_twice_or_to_a_closed_pool);

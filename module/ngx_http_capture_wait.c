@@ -563,14 +563,18 @@ ngx_http_capture_wait_answer(ngx_http_request_t *r)
     ngx_table_elt_t          *h;
     ngx_http_capture_wait_t  *wait;
 
-    if (r->reading_body) {
+    wait = ngx_http_capture_get_ctx(r)->wait;
 
-        /* NGINX will close it, with what it believes to be unread */
+    if (wait->ctx->has_body && r->request_body) {
+
+        /*
+         * its reading has begun and will not be ended: what NGINX has read
+         * beyond it, of a next request, is gone
+         */
 
         r->keepalive = 0;
+        r->lingering_close = 1;
     }
-
-    wait = ngx_http_capture_get_ctx(r)->wait;
 
     if (wait->answered) {
         return NGX_HTTP_SERVICE_UNAVAILABLE;

@@ -2,10 +2,11 @@
  * A bare librdkafka producer, with the sidecar's own settings: what a record's
  * round trip costs before anything of ours is added.
  *
- *     bench-producer BROKERS TOPIC SECONDS BYTES
+ *     bench-producer BROKERS TOPIC SECONDS BYTES PAUSE_US
  *
  * One record in flight: the next is produced when the report of the one before
- * has come.  Prints {"requests", "p50_us", "p99_us"} as load.lua does.
+ * has come, and after a pause: a broker that falls idle between records, as
+ * between the requests of one client, takes longer for each.  Prints {"requests", "p50_us", "p99_us"} as load.lua does.
  */
 #include <librdkafka/rdkafka.h>
 #include <stdio.h>
@@ -93,16 +94,19 @@ static int by_size(const void *a, const void *b) {
 }
 
 int main(int argc, char **argv) {
+    struct timespec pause = {0, 0};
     size_t size, n = 0;
     double end, *took = malloc(MOST * sizeof(*took));
     char *payload;
     rd_kafka_t *rk;
 
-    if (argc != 5 || took == NULL) {
-        fprintf(stderr, "usage: bench-producer BROKERS TOPIC SECONDS BYTES\n");
+    if (argc != 6 || took == NULL) {
+        fprintf(stderr, "usage: bench-producer BROKERS TOPIC SECONDS BYTES "
+                        "PAUSE_US\n");
         return 2;
     }
     size = strtoul(argv[4], NULL, 10);
+    pause.tv_nsec = strtol(argv[5], NULL, 10) * 1000;
     payload = malloc(size);
     if (payload == NULL) {
         die("payload", "out of memory");
@@ -114,6 +118,9 @@ int main(int argc, char **argv) {
     }
     end = now_us() + strtod(argv[3], NULL) * 1e6;
     while (n < MOST && (n == 0 || now_us() < end)) {
+        if (pause.tv_nsec > 0) {
+            nanosleep(&pause, NULL);
+        }
         took[n++] = round_trip(rk, argv[2], payload, size);
     }
     qsort(took, n, sizeof(*took), by_size);

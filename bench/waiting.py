@@ -20,6 +20,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 BODY = 1024
 MANY = 200
 STREAM = 20
+PAUSE_US = 200        # of the paced producer: about a plain request
 MARGIN_US = 150       # the limits: README
 SHARE = 0.8
 CASES = ("plain", "notwait", "wait")
@@ -41,9 +42,10 @@ def build_producer():
     return program
 
 
-def produce(program, broker, topic, seconds, prefix):
+def produce(program, broker, topic, seconds, prefix, pause_us):
     done = subprocess.run(
-        prefix + [program, broker, topic, str(seconds), str(BODY)],
+        prefix + [program, broker, topic, str(seconds), str(BODY),
+                  str(pause_us)],
         stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=seconds + 60)
     if done.returncode != 0:
@@ -86,7 +88,7 @@ def run(start, broker, topic, rounds, seconds, seed, prefix, progress):
     samples = []
     waits = {}
     for number in range(1, rounds + 1):
-        plan = [("producer", None)]
+        plan = [("producer", 0), ("producer", PAUSE_US)]
         plan += [(what, case) for what in ("one", "beside") for case in CASES]
         plan += [("many", case) for case in CASES]
         order.shuffle(plan)
@@ -95,7 +97,7 @@ def run(start, broker, topic, rounds, seconds, seed, prefix, progress):
                 _post(proxy, 1, prefix, load.CONNECTIONS)    # warm
             for what, case in plan:
                 if what == "producer":
-                    s = produce(program, broker, topic, seconds, prefix)
+                    s = produce(program, broker, topic, seconds, prefix, case)
                 elif what == "beside":
                     with background(proxies[case].port, seconds, prefix):
                         s = _post(proxies[case], seconds, prefix, 1)
@@ -126,9 +128,11 @@ def _spread(values, form):
 
 def report(samples, waits):
     """The tables, and whether the limits are kept (of the medians)."""
-    bare = _values(samples, "producer", None, "p50_us")
+    bare = _values(samples, "producer", 0, "p50_us")
+    paced = _values(samples, "producer", PAUSE_US, "p50_us")
     lines = [["POST 1 KiB, one connection", "plain p50 us", "wait p50 us",
-              "wait more", "producer p50 us", f"over producer (<= {MARGIN_US})",
+              "wait more", "producer p50 us",
+              f"with {PAUSE_US} us between", f"over producer (<= {MARGIN_US})",
               ""]]
     for what, words in (("one", "alone"), ("beside", f"beside {STREAM} MiB/s of answers")):
         plain = _values(samples, what, "plain", "p50_us")
@@ -138,7 +142,8 @@ def report(samples, waits):
         lines.append([
             words, _spread(plain.values(), "{:.0f}"),
             _spread(wait.values(), "{:.0f}"), _spread(more, "{:.0f}"),
-            _spread(bare.values(), "{:.0f}"), _spread(over, "{:.0f}"),
+            _spread(bare.values(), "{:.0f}"),
+            _spread(paced.values(), "{:.0f}"), _spread(over, "{:.0f}"),
             "kept" if median(over) <= MARGIN_US else "NOT KEPT"])
     text = table(lines, words=True)
     plain, rest, wait = (_values(samples, "many", case, "rps") for case in CASES)

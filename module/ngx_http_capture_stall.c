@@ -6,7 +6,8 @@
  * blocks back.  After capture_wait_timeout without progress the exchange has
  * found no room: forward loses it, refuse answers 503.
  *
- * Not for buffered HTTP/2, whose client may send as much as it likes.
+ * Not for buffered HTTP/2, whose client may send as much as it likes, nor for
+ * HTTP/3, whose own filter forgets an end that is not passed on.
  */
 
 
@@ -49,6 +50,10 @@ ngx_http_capture_stall_needed(ngx_http_request_t *r,
     }
 
 #endif
+
+    if (r->http_version > NGX_HTTP_VERSION_20) {
+        return 0;
+    }
 
     pool = ngx_http_capture_worker->pool;
 

@@ -832,8 +832,8 @@ def test_a_body_is_read_no_further_while_the_pool_is_full(
     assert bytes(source.requests[0].body) == body
     x, = r.exchanges(1)
     assert x.complete
-    assert body == (dechunk if framing == "chunked" else bytes)(
-        x.request.partition(b"\r\n\r\n")[2])
+    got = x.request.partition(b"\r\n\r\n")[2]
+    assert body == (dechunk(got)[0] if framing == "chunked" else got)
     assert not r.link.starved()
     waiting(r, held=1, acked=1)
     r.total(seen=1, captured=1)

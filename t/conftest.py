@@ -13,6 +13,7 @@ from rig.cluster import KafkaCluster
 from rig.kafka import KafkaBroker
 from rig.probe import Probe
 from rig.security import SecureBroker
+from rig.launcher import Launcher
 from rig.stack import Stack
 from rig.source import Source
 from rig.tcp_fault import TcpFault
@@ -206,6 +207,22 @@ def stack(request, workdir):
             close.append(stack.close)
             stack.start()
             return stack
+        yield make
+
+
+@pytest.fixture
+def launcher(workdir):
+    """A factory of started Launchers (rig/launcher.py): launcher(*flags,
+    **options); start=False leaves that to the test."""
+    os.chmod(workdir, 0o755)  # root's NGINX gives its workers another user
+    with _closing() as close:
+        def make(*args, start=True, **options):
+            l = Launcher(os.path.join(workdir, f"l{len(close)}"), args,
+                         **options)
+            close.append(l.close)
+            if start:
+                l.start()
+            return l
         yield make
 
 

@@ -1,11 +1,9 @@
 """What README calls "not built yet" is refused in these words, and never taken
 for granted by somebody who configures it."""
 
-import subprocess
 
 import pytest
 
-from rig.process import TOP
 from rig.sidecar import check
 
 SERVER = """
@@ -32,10 +30,3 @@ def test_the_sidecar_refuses_the_spool(workdir, key, value):
                               key: value})
     assert rc != 0
     assert "not built yet" in err, err
-
-
-def test_there_is_no_launcher(tmp_path):
-    done = subprocess.run(["make", "-s", "capture-proxy"], cwd=TOP,
-                          capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "not built yet" in done.stderr, done.stderr

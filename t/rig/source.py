@@ -4,6 +4,7 @@ answers as the test says."""
 import asyncio
 import socket
 import struct
+import ssl
 import threading
 from dataclasses import dataclass, field
 
@@ -103,13 +104,20 @@ class Source:
     """answer: a function from a Request to its Response, exchangeable at any
     time; by default 200 with a short body. It runs in the server's thread.
     early: says of a Request, of which only the head is there, whether it is to
-    be answered before its body is read; exchangeable as well."""
+    be answered before its body is read; exchangeable as well.
+    tls: (certificate, key) files; the names that clients ask for are in `names`."""
 
-    def __init__(self, answer=None, early=None):
-        self.port = free_port()
+    def __init__(self, answer=None, early=None, host="127.0.0.1", port=None,
+                 tls=None):
+        self.host = host
+        self.port = port or free_port(host)
+        self.names = []
+        self._tls = self._context(*tls) if tls else None
         self.answer = answer or (lambda request: Response(body=b"ok\n"))
         self.early = early or (lambda request: False)
         self.requests = []       # in the order in which their heads came
+        self.left = []           # those whose peer had gone before their answer
+        self.answered = []       # in the order in which their answers were sent
         self.connections = 0
         self.errors = []         # exceptions of answer() and of the server
         self._loop = None
@@ -122,8 +130,8 @@ class Source:
 
         async def serve():
             self._server = await asyncio.start_server(
-                self._connection, "127.0.0.1", self.port, limit=1 << 20,
-                backlog=1024)
+                self._connection, self.host, self.port, limit=1 << 20,
+                backlog=1024, ssl=self._tls)
             started.set()
 
         def run():
@@ -154,6 +162,12 @@ class Source:
         assert not self.errors, self.errors
 
     # inside
+
+    def _context(self, certificate, key):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        context.sni_callback = lambda sock, name, _: self.names.append(name)
+        return context
 
     async def _connection(self, reader, writer):
         self.connections += 1
@@ -193,6 +207,9 @@ class Source:
         if response.reset and not done:
             writer.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if reader.at_eof():
+            self.left.append(request)
+        self.answered.append(request)
         if early and done:
             await _read_body(request, reader)
         wants_close = (request.header("connection") or "").lower() == "close"

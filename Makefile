@@ -2,6 +2,7 @@
 #   all          everything below it (the default)
 #   module       build/ngx_http_capture_module.so
 #   sidecar      build/capture-sidecar
+#   launcher     build/capture-proxy
 #   tools        build/capturectl, build/mock-broker (for script/demo)
 #   man          build/man/*.1 and build/completion/*, which capturectl tells
 #   unit         the C unit tests, build/unit/test_*
@@ -58,7 +59,8 @@ say = $(if $(V),,@echo "  $(1)  $@";)
 
 WIRE := $(wildcard wire/*.c) $(wildcard proto/*.c)
 STAGES := $(filter-out sidecar/main.c,$(wildcard sidecar/*.c))
-TOOLS := $(filter-out tools/capture-proxy% tools/mock-broker.c,$(wildcard tools/*.c))
+TOOLS := $(filter-out tools/mock-broker.c,$(wildcard tools/*.c))
+LAUNCHER := $(wildcard launcher/*.c)
 UNITS := $(patsubst t/unit/%.c,$(BUILD)/unit/%,$(wildcard t/unit/test_*.c))
 
 OBJ := $(BUILD)/obj
@@ -66,10 +68,11 @@ objects = $(patsubst %.c,$(OBJ)/%.o,$(1))
 
 LIBS := $(RDKAFKA_LIBS) -lmicrohttpd -ljansson -lcurl -lssl -lcrypto -lm -lpthread
 
-.PHONY: all module sidecar tools man unit check asan asan-check install clean \
-    distclean help capture-proxy
-all: module sidecar tools man
+.PHONY: all module sidecar launcher tools man unit check asan asan-check \
+    install clean distclean help
+all: module sidecar launcher tools man
 sidecar: $(BUILD)/capture-sidecar
+launcher: $(BUILD)/capture-proxy
 tools: $(BUILD)/capturectl $(BUILD)/mock-broker
 unit: $(UNITS) $(BUILD)/unit/kafka-probe $(BUILD)/unit/aws-probe
 
@@ -99,13 +102,21 @@ $(BUILD)/man/capturectl.1: $(BUILD)/capturectl
 	$< completion zsh >$(BUILD)/completion/_capturectl && \
 	$< man >$@
 
+# Of the archive it takes the log, the loop and names of keys: no Kafka.
+$(BUILD)/capture-proxy: $(call objects,$(LAUNCHER)) $(BUILD)/libcapture.a
+	$(call say,LINK)$(LINK) -o $@ $^ -lcjson -lpcre2-8 -lm -lpthread
+
 # For script/demo; nothing of ours is in it, and it is not installed.
 $(BUILD)/mock-broker: $(call objects,tools/mock-broker.c)
 	$(call say,LINK)$(LINK) -o $@ $^ $(LIBS)
 
+# The launcher is not in the archive.
+$(BUILD)/unit/test_launcher: $(call objects,$(wildcard launcher/pump.c \
+    launcher/resolve.c))
+
 $(UNITS): $(BUILD)/unit/%: $(OBJ)/t/unit/%.o $(BUILD)/libcapture.a
 	@mkdir -p $(@D)
-	$(call say,LINK)$(LINK) -o $@ $^ \
+	$(call say,LINK)$(LINK) -o $@ $(filter %.o,$^) $(filter %.a,$^) \
 	    $$(pkg-config --libs check) $(LIBS)
 
 # Drive sidecar/kafka.c and sidecar/aws_sigv4.c alone: t/sidecar
@@ -119,7 +130,8 @@ $(OBJ)/%.o: %.c $(OBJ)/recipe
 
 # Files that change when what they hold does: the flags, by which all is built
 # again, and the set of sources, without which a deleted one would stay linked.
-RECIPE = $(RDKAFKA_VERSION) $(COMPILE) $(LINK)
+# (a quote in it, as in "the distribution's", must not end the shell's)
+RECIPE = $(subst ','\'',$(RDKAFKA_VERSION) $(COMPILE) $(LINK))
 $(OBJ)/recipe: FORCE
 	@[ -n '$(RDKAFKA_LIBS)' ] \
 	    || { echo 'no librdkafka: run script/bootstrap first' >&2; exit 1; }
@@ -131,7 +143,7 @@ $(OBJ)/sources: FORCE
 .PHONY: FORCE
 
 -include $(patsubst %.o,%.d,$(call objects,$(WIRE) $(STAGES) $(TOOLS) \
-    sidecar/main.c tools/mock-broker.c $(wildcard t/unit/*.c) $(wildcard t/tools/*.c)))
+    $(LAUNCHER) sidecar/main.c tools/mock-broker.c $(wildcard t/unit/*.c) $(wildcard t/tools/*.c)))
 
 # Check's own limit, 4 s for a case, is not for machines that are busy
 check: unit
@@ -160,6 +172,8 @@ asan-check:
 install: all
 	install -D -m 755 $(BUILD)/capture-sidecar \
 	    $(DESTDIR)$(prefix)/bin/capture-sidecar
+	install -D -m 755 $(BUILD)/capture-proxy \
+	    $(DESTDIR)$(prefix)/bin/capture-proxy
 	install -D -m 755 $(BUILD)/capturectl $(DESTDIR)$(prefix)/bin/capturectl
 	install -d $(DESTDIR)$(prefix)/share/man/man1
 	install -m 644 $(BUILD)/man/*.1 $(DESTDIR)$(prefix)/share/man/man1
@@ -170,13 +184,10 @@ install: all
 	install -D -m 644 $(BUILD)/ngx_http_capture_module.so \
 	    $(DESTDIR)$(moduledir)/ngx_http_capture_module.so
 
-capture-proxy:
-	@echo "capture-proxy (the launcher with the Java proxy's flags) is" \
-	    "not built yet" >&2; exit 1
-
 clean:
 	rm -rf $(BUILD)/man $(BUILD)/completion $(BUILD)/obj $(BUILD)/unit $(BUILD)/asan $(BUILD)/clang $(BUILD)/module \
-	    $(BUILD)/libcapture.a $(BUILD)/capture-sidecar $(BUILD)/capturectl \
+	    $(BUILD)/libcapture.a $(BUILD)/capture-sidecar $(BUILD)/capture-proxy \
+	    $(BUILD)/capturectl \
 	    $(BUILD)/mock-broker $(BUILD)/ngx_http_capture_module.so
 
 distclean:

@@ -1,7 +1,6 @@
 """What README calls "not built yet" is refused in these words, and never taken
 for granted by somebody who configures it."""
 
-
 import pytest
 
 from rig.sidecar import check

@@ -70,6 +70,7 @@ static void untime(assemble *a, conn *c) {
 void assemble_discard(assemble *a) {
     conn *c, *next;
 
+    pool_close(a->pool); /* what is unsent stays there, for a successor */
     for (c = TAILQ_FIRST(&a->conns); c != NULL; c = next) {
         next = TAILQ_NEXT(c, all);
         untime(a, c);
@@ -646,6 +647,9 @@ void assemble_end(assemble *a, enum cap_reason reason) {
     conn *c, *next;
 
     assemble_turn(a);
+    if (a->adopting) {
+        assemble_adopted(a);
+    }
     for (c = TAILQ_FIRST(&a->conns); c != NULL; c = next) {
         next = TAILQ_NEXT(c, all);
         end_conn(a, c, reason);

@@ -50,7 +50,7 @@ def kills(scene, times):
     seed = random.randrange(1 << 30)
     print(f"kills: seed {seed}")
     r = random.Random(seed)
-    s = scene(workers=2)
+    s = scene(workers=2, sidecar_conf={"settle.time": "200ms"})
     with s.load() as load:
         for _ in range(times):
             load.more(r.randrange(100, 300))
@@ -59,16 +59,13 @@ def kills(scene, times):
             s.sidecar.start()
             s.stack.wait_linked()
         load.more(200)
-    # resumption is not built yet: what the dead ones had is lost, and counted
-    counts = s.status_counts()
-    verdict = s.assert_clean(counts, "lost", "cut", "unclosed")
-    assert len(verdict.lost) > 0
-    by = {reason for reason, n in counts.lost.items() if n}
-    assert by <= {"link_lost", "unlinked"}, counts
+    counts = s.counts()
+    assert not any(counts.lost.values()), counts
+    s.assert_clean(counts)
 
 
 @pytest.mark.partitions(6)
-def test_a_killed_sidecar_costs_what_it_had_and_doubles_nothing(scene):
+def test_a_killed_sidecar_loses_nothing_and_doubles_nothing(scene):
     kills(scene, 3)
 
 
@@ -112,14 +109,10 @@ def test_term_without_kafka_under_load_is_bounded_and_says_what_is_pending(
         took = time.monotonic() - start
         load.more(100)
     assert 0.4 < took < 5, took
-    counts = s.status_counts()
-    totals = s.sidecar.check_totals()
-    assert totals["captured"] == counts.captured
-    # its last line is of just before its end: a worker may have gone on since
-    pending = totals["pending"]
-    assert 200 < pending <= counts.lost["link_lost"] <= pending + 20
-    assert s.nginx.stop(graceful=True) == 0
+    pending = s.sidecar.check_totals()["pending"]
+    assert 200 < pending <= of_status(s.stack.status()).pending
     shaky.start()
-    # connections that the end of the sidecar left open, and exchanges in doubt
-    verdict = s.assert_clean(counts, "lost", "cut", "unclosed")
-    assert len(verdict.lost) >= counts.absent() > 0
+    s.sidecar.start()  # the next one sends what is left in the pools
+    counts = s.counts()
+    assert not any(counts.lost.values()), counts
+    s.assert_clean(counts)

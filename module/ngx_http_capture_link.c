@@ -19,15 +19,21 @@
 
 #include "ngx_http_capture.h"
 
+#include <poll.h>
+
 
 #define NGX_HTTP_CAPTURE_HANDSHAKE_TIME  5000
 #define NGX_HTTP_CAPTURE_BACKOFF_MIN     50
+#define NGX_HTTP_CAPTURE_HANDOVER_TIME   2000
 #define NGX_HTTP_CAPTURE_BACKOFF_MAX     2000
 
 /* share of capture_buffer that connection slots may take */
 #define NGX_HTTP_CAPTURE_SLOT_SHARE      8
 
 
+static void ngx_http_capture_link_handover(ngx_http_capture_worker_t *w);
+static ngx_int_t ngx_http_capture_link_try(ngx_http_capture_worker_t *w);
+static void ngx_http_capture_link_hang_up(ngx_http_capture_worker_t *w);
 static void ngx_http_capture_link_connect(ngx_http_capture_worker_t *w);
 static ngx_int_t ngx_http_capture_link_open(ngx_http_capture_worker_t *w);
 static ngx_int_t ngx_http_capture_link_hello(ngx_http_capture_worker_t *w);
@@ -41,7 +47,8 @@ static ngx_int_t ngx_http_capture_link_answer(ngx_http_capture_worker_t *w,
 static void ngx_http_capture_link_drop(ngx_http_capture_worker_t *w);
 static ngx_uint_t ngx_http_capture_link_resumable(
     ngx_http_capture_pool_t *pool);
-static void ngx_http_capture_link_fold(ngx_http_capture_worker_t *w);
+static void ngx_http_capture_link_fold(ngx_http_capture_worker_t *w,
+    ngx_uint_t reason);
 static void ngx_http_capture_link_retry(ngx_http_capture_worker_t *w);
 
 
@@ -115,6 +122,10 @@ ngx_http_capture_link_exit(ngx_cycle_t *cycle)
 
     if (w->pool) {
         ngx_http_capture_pool_publish(w->pool);
+
+        if (!w->linked && ngx_http_capture_link_resumable(w->pool)) {
+            ngx_http_capture_link_handover(w);
+        }
     }
 
     ngx_http_capture_status_exit(cycle);
@@ -133,6 +144,103 @@ ngx_http_capture_link_exit(ngx_cycle_t *cycle)
     if (w->pool) {
         ngx_http_capture_pool_destroy(w->pool);
         w->pool = NULL;
+    }
+}
+
+
+/*
+ * The sidecar has died, and we go too: the next one may be about to come.  The
+ * only place where a worker waits; it serves nobody any more.
+ */
+
+static void
+ngx_http_capture_link_handover(ngx_http_capture_worker_t *w)
+{
+    uint64_t     owner;
+    cap_header  *h;
+    ngx_msec_t   until;
+
+    if (w->pool->nfree_slots == w->pool->geo.nslots) {
+        return;  /* nothing that is not in the topic */
+    }
+
+    h = (cap_header *) w->pool->base;
+    owner = atomic_load_explicit(&h->owner_generation, memory_order_acquire);
+
+    until = ngx_current_msec + NGX_HTTP_CAPTURE_HANDOVER_TIME;
+
+    do {
+        if (ngx_http_capture_link_try(w) == NGX_OK) {
+            return;
+        }
+
+        ngx_msleep(NGX_HTTP_CAPTURE_BACKOFF_MIN);
+        ngx_time_update();
+
+    } while ((ngx_msec_int_t) (until - ngx_current_msec) > 0);
+
+    /* one that hangs may find the offer later: then it is not to take it */
+
+    if (!atomic_compare_exchange_strong_explicit(&h->owner_generation, &owner,
+                                                 CAP_POOL_WITHDRAWN,
+                                                 memory_order_acq_rel,
+                                                 memory_order_relaxed))
+    {
+        return;
+    }
+
+    ngx_http_capture_link_fold(w, CAP_WORKER_EXIT);
+    ngx_http_capture_pool_destroy(w->pool);
+    w->pool = NULL;
+}
+
+
+/* One attempt, or a look at the one that is under way. */
+
+static ngx_int_t
+ngx_http_capture_link_try(ngx_http_capture_worker_t *w)
+{
+    ssize_t        n;
+    cap_message    m;
+    struct pollfd  fd;
+
+    if (w->connection == NULL
+        && (ngx_http_capture_link_open(w) != NGX_OK
+            || ngx_http_capture_link_hello(w) != NGX_OK))
+    {
+        ngx_http_capture_link_hang_up(w);
+        return NGX_DECLINED;
+    }
+
+    fd.fd = w->connection->fd;
+    fd.events = POLLIN;
+
+    if (poll(&fd, 1, NGX_HTTP_CAPTURE_HANDOVER_TIME / 4) < 1) {
+        return NGX_DECLINED;
+    }
+
+    n = recv(w->connection->fd, &m, sizeof(cap_message),
+             MSG_DONTWAIT|MSG_TRUNC);
+
+    if (n <= 0 || ngx_http_capture_link_answer(w, &m, n) != NGX_OK) {
+        ngx_http_capture_link_hang_up(w);
+        return NGX_DECLINED;
+    }
+
+    return NGX_OK;
+}
+
+
+static void
+ngx_http_capture_link_hang_up(ngx_http_capture_worker_t *w)
+{
+    if (w->connection) {
+        ngx_close_connection(w->connection);
+        w->connection = NULL;
+    }
+
+    if (w->pool) {
+        ngx_http_capture_pool_unring(w->pool);
     }
 }
 
@@ -471,17 +579,13 @@ ngx_http_capture_link_publish_handler(ngx_event_t *ev)
 static void
 ngx_http_capture_link_drop(ngx_http_capture_worker_t *w)
 {
-    if (w->connection) {
-        ngx_close_connection(w->connection);
-        w->connection = NULL;
-    }
+    ngx_http_capture_link_hang_up(w);
 
     if (w->pool && ngx_http_capture_link_resumable(w->pool)) {
-        ngx_http_capture_pool_unring(w->pool);
         w->linked = 0;
 
     } else if (w->pool) {
-        ngx_http_capture_link_fold(w);
+        ngx_http_capture_link_fold(w, CAP_LINK_LOST);
         ngx_http_capture_pool_destroy(w->pool);
         w->pool = NULL;
         w->linked = 0;
@@ -519,10 +623,10 @@ ngx_http_capture_link_resumable(ngx_http_capture_pool_t *pool)
  */
 
 static void
-ngx_http_capture_link_fold(ngx_http_capture_worker_t *w)
+ngx_http_capture_link_fold(ngx_http_capture_worker_t *w, ngx_uint_t reason)
 {
     uint64_t     told, handed, nobody;
-    ngx_uint_t   i, reason;
+    ngx_uint_t   i;
     cap_header  *h;
 
 #define ngx_http_capture_load(cell)                                           \
@@ -536,7 +640,6 @@ ngx_http_capture_link_fold(ngx_http_capture_worker_t *w)
      */
 
     nobody = 0;
-    reason = CAP_LINK_LOST;
 
     if (!w->linked
         && atomic_compare_exchange_strong_explicit(&h->owner_generation,

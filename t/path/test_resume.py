@@ -8,6 +8,7 @@ import time
 import pytest
 
 from rig.source import Response, pattern
+from rig.status import wait_until
 
 from path.session import (Session, assert_balanced, assert_captured, settled,
                           without_barriers)
@@ -34,6 +35,41 @@ def test_what_one_sidecar_has_begun_the_next_one_ends(stack, source):
     records = without_barriers(s.drain())
     assert_captured(records, [idle, c, new])
     assert len({r.key for r in records}) == 3  # each kept its connectionId
+
+
+def test_workers_that_end_without_a_sidecar_hand_over_to_the_next(stack, source):
+    s = stack(sidecar_conf=SETTLE)
+    with Session(s) as c:
+        c.request("POST", "/before", body=b"1")
+        s.sidecar.kill9()
+        c.request("POST", "/while", body=pattern(100_000, 2))
+    old, = s.nginx.workers()
+    s.nginx.reload()
+    s.sidecar.start()  # the old worker waits for it
+    wait_until(lambda: old not in s.nginx.workers(), what="the old worker's end")
+    with Session(s) as after:
+        after.request("GET", "/after")
+        s.wait_for_status(settled(1))
+    assert_captured(without_barriers(s.drain()), [c, after])
+
+
+def test_workers_that_end_without_a_sidecar_do_so_in_time_and_count(
+        stack, source):
+    s = stack()
+    with Session(s) as c:
+        for i in range(3):
+            c.request("GET", f"/{i}")
+        s.wait_for_status(settled(3))
+        s.sidecar.kill9()
+        for i in range(4):
+            c.request("GET", f"/lost/{i}")
+    start = time.monotonic()
+    old, = s.nginx.workers()
+    s.nginx.reload()
+    wait_until(lambda: old not in s.nginx.workers(), what="the old worker's end")
+    assert time.monotonic() - start < 10
+    total = assert_balanced(s.status())["total"]
+    assert total["captured"] == 3 and total["lost"]["worker_exit"] == 4
 
 
 @pytest.mark.parametrize("wait", ["off", "mutating"])

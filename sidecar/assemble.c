@@ -70,7 +70,7 @@ static void untime(assemble *a, conn *c) {
 void assemble_discard(assemble *a) {
     conn *c, *next;
 
-    pool_close(a->pool); /* what is unsent stays there, for a successor */
+    pool_leave(a->pool); /* what is unsent stays there, for a successor */
     for (c = TAILQ_FIRST(&a->conns); c != NULL; c = next) {
         next = TAILQ_NEXT(c, all);
         untime(a, c);
@@ -150,8 +150,10 @@ static void queued(assemble *a, conn *c) {
 }
 
 void assemble_relieve(assemble *a) {
-    const pool *p = a->pool;
+    pool *p = a->pool;
     conn *c;
+
+    pool_spill(p, loop_now_ns(a->loop));
 
     while (p->held > p->geometry.nblocks / 2 &&
            (c = TAILQ_FIRST(&a->timed)) != NULL && c->send != NULL &&

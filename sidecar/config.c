@@ -89,8 +89,11 @@
       "The section of the profile file. Default: AWS_PROFILE, or default.")                       \
     X("durability", listen, DURABILITY, "kafka", 0, 0, "kafka",                                   \
       "kafka: a record is durable when all in-sync replicas have it.")                            \
-    X("spool.path", listen, LATER, NULL, 0, 0, NULL, "Not built yet.")                            \
-    X("spool.size", listen, LATER, NULL, 0, 0, NULL, "Not built yet.")                            \
+    X("spool.path", spool_path, PATH, NULL, 0, 0, NULL,                                           \
+      "A directory of the sidecar's own on a disk: blocks of the workers' memory go there when "  \
+      "Kafka is slow or away. Default: none; then memory is the only buffer.")                    \
+    X("spool.size", spool_size, SIZE, "1g", M, 16 * 1024 * G, NULL,                               \
+      "What the spool may take on the disk.")                                                     \
     X("settle.time", settle_time, TIME, "3s", 0, 10 * MINUTE, NULL,                               \
       "How long the network and the brokers may still hold bytes of a producer that died: "       \
       "so long is waited before a record in doubt is looked for in the topic.")

@@ -56,6 +56,7 @@ struct links {
     const config *config;
     loop *loop;
     ledger *ledger;
+    spool *spool; /* or NULL */
     loop_io listener; /* fd -1: closed */
     loop_timer accept_again;
     int lock;
@@ -351,6 +352,10 @@ static const char *take_over(peer *p, const int *fds, enum cap_refusal *code) {
     }
     ls->pool_bytes += p->pool->mapped;
     metrics_cell[METRIC_POOL_BYTES] = ls->pool_bytes;
+    if (ls->spool != NULL && pool_use_spool(p->pool, ls->spool) != 0) {
+        *code = CAP_REFUSED_LIMIT;
+        return "out of memory";
+    }
     p->assemble =
         assemble_new(p->pool, ls->ledger, ls->loop, ls->config->flush_time);
     if (p->assemble == NULL) {
@@ -770,7 +775,7 @@ static int listen_at(const config *c) {
     return fd;
 }
 
-links *links_open(const config *c, loop *l, ledger *lg) {
+links *links_open(const config *c, loop *l, ledger *lg, spool *s) {
     links *ls = calloc(1, sizeof(*ls));
 
     if (ls == NULL ||
@@ -782,6 +787,7 @@ links *links_open(const config *c, loop *l, ledger *lg) {
     ls->config = c;
     ls->loop = l;
     ls->ledger = lg;
+    ls->spool = s;
     ls->accept_again.due = accept_again;
     TAILQ_INIT(&ls->peers);
     ls->lock = take_lock(c->listen);

@@ -28,9 +28,9 @@ typedef struct links links;
 
 /*
  * Takes the lock and listens.  NULL after a line in the log: another sidecar
- * owns the socket, or it cannot be made.  `c`, `l` and `lg` must outlive it.
+ * owns the socket, or it cannot be made.  All must outlive it; `s` may be NULL.
  */
-links *links_open(const config *c, loop *l, ledger *lg);
+links *links_open(const config *c, loop *l, ledger *lg, spool *s);
 
 /*
  * For the loop's hook: reads what the workers have published, a bounded

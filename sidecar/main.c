@@ -41,6 +41,7 @@ typedef struct {
     config config;
     loop *loop;
     ledger *ledger;
+    spool *spool; /* or NULL */
     links *links;
     loop_io signals;
     loop_timer drain;
@@ -188,7 +189,13 @@ static int start(sidecar *s) {
     if (s->ledger == NULL) {
         return -1;
     }
-    s->links = links_open(c, s->loop, s->ledger);
+    if (c->spool_path != NULL) {
+        s->spool = spool_open(c);
+        if (s->spool == NULL) {
+            return -1;
+        }
+    }
+    s->links = links_open(c, s->loop, s->ledger, s->spool);
     if (s->links == NULL) {
         return -1;
     }
@@ -237,6 +244,7 @@ static void stop(sidecar *s) {
     if (s->ledger != NULL) {
         ledger_free(s->ledger);
     }
+    spool_close(s->spool);
     loop_free(s->loop);
     config_free(&s->config);
 }

@@ -29,6 +29,15 @@
     X(POOL_BYTES, "pool_bytes", gauge, "mapped memory of all pools")           \
     X(POOL_BLOCKS_USED, "pool_blocks_used", gauge,                             \
       "blocks that hold bytes not yet held elsewhere")                         \
+    X(SPOOL_SIZE, "spool_size_bytes", gauge,                                   \
+      "what the spool may take; 0: none")                                      \
+    X(SPOOL_BYTES, "spool_bytes", gauge, "what is in the spool")               \
+    X(SPOOLED, "spooled_blocks_total", counter,                                \
+      "blocks of workers' memory that were moved to the spool")                \
+    X(SPOOL_FULL, "spool_full_total", counter,                                 \
+      "times that a block found no room in the spool")                         \
+    X(SPOOL_DAMAGED, "spool_damaged_blocks_total", counter,                    \
+      "blocks in the spool whose checksum was wrong")                          \
     X(RECORDS, "records_total", counter, "records acknowledged")               \
     X(RECORD_BYTES, "record_bytes_total", counter,                             \
       "bytes of acknowledged records")                                         \

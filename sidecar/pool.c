@@ -11,9 +11,11 @@
 #define KEPT_SLABS 4
 #define NEEDED_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
+/* A block that was lent when the pool was offered. */
 struct pool_old {
     uint64_t first_seq;
-    uint32_t index;
+    uint32_t index; /* or POOL_NO_BLOCK: it is in the spool */
+    uint32_t slot;
     uint32_t generation;
 };
 
@@ -71,6 +73,47 @@ static const char *copy_header(pool *p) {
     return NULL;
 }
 
+/* ---- places ---- */
+
+/* Memory that is not used is not touched. */
+static int make_places(pool *p, uint32_t n) {
+    free(p->blocks);
+    p->blocks = calloc(n, sizeof(*p->blocks));
+    p->max_blocks = n;
+    p->nblocks = 0;
+    p->free_blocks = POOL_NO_BLOCK;
+    if (p->lent == NULL) {
+        p->lent = malloc(p->geometry.nblocks * sizeof(*p->lent));
+    }
+    if (p->blocks == NULL || p->lent == NULL) {
+        return -1;
+    }
+    for (uint32_t i = 0; i < p->geometry.nblocks; i++) {
+        p->lent[i] = POOL_AWAY;
+    }
+    return 0;
+}
+
+int pool_use_spool(pool *p, spool *s) {
+    p->spool = s;
+    return make_places(p, p->geometry.nblocks + spool_slots(s));
+}
+
+static uint32_t take_place(pool *p) {
+    uint32_t place = p->free_blocks;
+
+    if (place != POOL_NO_BLOCK) {
+        p->free_blocks = p->blocks[place].next_free;
+        return place;
+    }
+    return p->nblocks < p->max_blocks ? p->nblocks++ : POOL_NO_BLOCK;
+}
+
+static void free_place(pool *p, uint32_t place) {
+    p->blocks[place].next_free = p->free_blocks;
+    p->free_blocks = place;
+}
+
 pool *pool_open(int fd, uint64_t limit, const char **why) {
     pool *p = calloc(1, sizeof(*p));
     void *base;
@@ -80,6 +123,7 @@ pool *pool_open(int fd, uint64_t limit, const char **why) {
         return NULL;
     }
     p->seq = 1;
+    TAILQ_INIT(&p->oldest);
     *why = check_fd(fd, limit, &p->mapped);
     if (*why != NULL) {
         free(p);
@@ -96,8 +140,8 @@ pool *pool_open(int fd, uint64_t limit, const char **why) {
     (void)madvise(base, p->mapped, MADV_DONTDUMP);
     *why = copy_header(p);
     if (*why == NULL) {
-        p->blocks = calloc(p->geometry.nblocks, sizeof(*p->blocks));
-        *why = p->blocks == NULL ? "out of memory" : NULL;
+        *why =
+            make_places(p, p->geometry.nblocks) != 0 ? "out of memory" : NULL;
     }
     if (*why != NULL) {
         pool_free(p);
@@ -122,6 +166,7 @@ void pool_free(pool *p) {
     free_slabs(p);
     munmap(p->header, p->mapped);
     free(p->old);
+    free(p->lent);
     free(p->blocks);
     free(p);
 }
@@ -166,12 +211,67 @@ static void adopt_counters(pool *p) {
     }
 }
 
+static int add_old(pool *p, uint32_t *room, struct pool_old old) {
+    struct pool_old *more;
+
+    if (p->nold == *room) {
+        more = realloc(p->old, 2 * (size_t)*room * sizeof(*p->old));
+        if (more == NULL) {
+            return -1;
+        }
+        p->old = more;
+        *room *= 2;
+    }
+    p->old[p->nold++] = old;
+    return 0;
+}
+
+/* What the spool has of this pool. */
+static int find_spooled(pool *p, uint32_t *room) {
+    uint32_t slot = 0;
+
+    while (p->spool != NULL &&
+           (slot = spool_claim(p->spool, p->node_id, slot)) != SPOOL_NO_SLOT) {
+        const cap_block *b = spool_block(p->spool, slot);
+
+        if (!pool_is_old(p, b->first_seq)) {
+            spool_release(p->spool, slot);
+        } else if (add_old(p, room,
+                           (struct pool_old){b->first_seq, POOL_NO_BLOCK, slot,
+                                             b->generation}) != 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* A block that was on its way to the spool is in both places. */
+static void drop_twins(pool *p) {
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < p->nold; i++) {
+        struct pool_old *last = kept > 0 ? &p->old[kept - 1] : NULL;
+
+        if (last == NULL || last->first_seq != p->old[i].first_seq ||
+            last->slot == p->old[i].slot) {
+            p->old[kept++] = p->old[i];
+        } else if (last->slot != SPOOL_NO_SLOT) {
+            spool_release(p->spool, last->slot);
+            *last = p->old[i];
+        } else {
+            spool_release(p->spool, p->old[i].slot);
+        }
+    }
+    p->nold = kept;
+}
+
 /* The worker takes no block back while it waits for its WELCOME, so that what
    is lent stays lent; blocks that it takes meanwhile begin after offered_seq. */
 const char *pool_adopt(pool *p) {
     const cap_header *h = p->header;
+    uint32_t room = p->geometry.nblocks;
 
-    p->old = calloc(p->geometry.nblocks, sizeof(*p->old));
+    p->old = calloc(room, sizeof(*p->old));
     if (p->old == NULL) {
         return "out of memory";
     }
@@ -182,13 +282,17 @@ const char *pool_adopt(pool *p) {
         atomic_load_explicit(&h->return_tail, memory_order_relaxed);
     for (uint32_t i = 0; i < p->geometry.nblocks; i++) {
         const cap_block *b = cap_block_at(p->header, &p->geometry, i);
-        struct pool_old old = {b->first_seq, i, b->generation};
+        struct pool_old old = {b->first_seq, i, SPOOL_NO_SLOT, b->generation};
 
         if ((old.generation & 1) && pool_is_old(p, old.first_seq)) {
-            p->old[p->nold++] = old;
+            (void)add_old(p, &room, old); /* there is room for all of these */
         }
     }
+    if (find_spooled(p, &room) != 0) {
+        return "out of memory";
+    }
     qsort(p->old, p->nold, sizeof(*p->old), by_first_seq);
+    drop_twins(p);
     if (p->nold == 0) {
         p->seq = p->adopted_seq + 1;
     }
@@ -212,6 +316,11 @@ void pool_close(pool *p) {
     p->closed = true;
 }
 
+void pool_leave(pool *p) {
+    p->closed = true;
+    p->left = true;
+}
+
 /* ---- giving back ---- */
 
 /*
@@ -228,20 +337,64 @@ static void give_back(pool *p, uint64_t entry) {
                           memory_order_release);
 }
 
-static void return_block(pool *p, uint32_t index) {
-    pool_block *b = &p->blocks[index];
-
+/* The worker's memory is its own again. */
+static void return_memory(pool *p, pool_block *b) {
+    TAILQ_REMOVE(&p->oldest, b, oldest);
     p->held--;
     if (p->closed || !pool_owned(p)) {
-        b->state = POOL_BLOCK_SPENT;
+        p->lent[b->index] = POOL_SPENT;
         return;
     }
-    b->state = POOL_BLOCK_AWAY;
-    give_back(p, CAP_RETURN_ENTRY(CAP_RETURN_BLOCK, b->generation, index));
+    p->lent[b->index] = POOL_AWAY;
+    give_back(p, CAP_RETURN_ENTRY(CAP_RETURN_BLOCK, b->generation, b->index));
     /* the worker: starved, fence, look for blocks */
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load_explicit(&p->header->starved, memory_order_relaxed) != 0) {
         pool_wake(p);
+    }
+}
+
+static void return_block(pool *p, uint32_t place) {
+    pool_block *b = &p->blocks[place];
+
+    if (b->slot == SPOOL_NO_SLOT) {
+        return_memory(p, b);
+    } else if (!p->left) {
+        spool_release(p->spool, b->slot);
+    }
+    free_place(p, place);
+}
+
+/* ---- the spool ---- */
+
+#define SPILL_BLOCKS 64
+#define SPILL_NS 250000000ll
+
+static bool is_crowded(const pool *p, int64_t now_ns) {
+    const pool_block *b = TAILQ_FIRST(&p->oldest);
+    uint64_t held = p->held, all = p->geometry.nblocks;
+
+    return b != NULL && b->read &&
+           (held > all * 3 / 4 ||
+            (held > all / 2 && now_ns - b->opened_ns > SPILL_NS));
+}
+
+void pool_spill(pool *p, int64_t now_ns) {
+    p->now_ns = now_ns;
+    if (p->spool == NULL || p->closed) {
+        return;
+    }
+    for (int i = 0; i < SPILL_BLOCKS && is_crowded(p, now_ns); i++) {
+        pool_block *b = TAILQ_FIRST(&p->oldest);
+        uint32_t slot = spool_put(p->spool, p->node_id, b->data);
+
+        if (slot == SPOOL_NO_SLOT) {
+            return;
+        }
+        b->slot = slot;
+        b->data = spool_block(p->spool, slot);
+        return_memory(p, b);
+        b->index = POOL_NO_BLOCK;
     }
 }
 
@@ -260,35 +413,71 @@ static int bad(pool *p, const char *why) {
     return -1;
 }
 
+static int begin_block(pool *p, uint32_t place, uint32_t generation,
+                       uint32_t order) {
+    pool_block *b = &p->blocks[place];
+
+    b->generation = generation;
+    b->order = order;
+    b->refs = 0;
+    b->read = false;
+    b->opened_ns = p->now_ns;
+    p->reading = true;
+    p->sealed = false;
+    p->block = place;
+    p->at = p->end = p->published = CAP_BLOCK_HEADER;
+    return 1;
+}
+
 /* `order`: as if all blocks had come by the ring, for who asks how old one is. */
 static int open_block(pool *p, uint32_t index, uint32_t generation,
                       uint32_t order) {
-    pool_block *b = &p->blocks[index];
+    uint32_t place;
+    pool_block *b;
 
-    if (b->state != POOL_BLOCK_AWAY) {
+    if (p->lent[index] != POOL_AWAY) {
         return bad(p, "a block was handed over twice");
     }
-    b->generation = generation;
-    b->order = order;
-    b->state = POOL_BLOCK_OPEN;
+    place = take_place(p);
+    if (place == POOL_NO_BLOCK) {
+        return bad(p, "there are more blocks than can be");
+    }
+    b = &p->blocks[place];
+    b->data = (const char *)cap_block_at(p->header, &p->geometry, index);
+    b->index = index;
+    b->slot = SPOOL_NO_SLOT;
+    TAILQ_INSERT_TAIL(&p->oldest, b, oldest);
+    p->lent[index] = place;
     p->held++;
-    p->reading = true;
-    p->sealed = false;
-    p->block = index;
-    p->at = p->end = p->published = CAP_BLOCK_HEADER;
-    return 1;
+    return begin_block(p, place, generation, order);
+}
+
+static int open_spooled(pool *p, const struct pool_old *o, uint32_t order) {
+    uint32_t place = take_place(p);
+    pool_block *b = &p->blocks[place];
+
+    if (place == POOL_NO_BLOCK) {
+        return bad(p, "there are more blocks than can be");
+    }
+    b->data = spool_block(p->spool, o->slot);
+    b->index = POOL_NO_BLOCK;
+    b->slot = o->slot;
+    return begin_block(p, place, o->generation, order);
 }
 
 static int next_old_block(pool *p) {
     uint32_t i = p->next_old++;
     const struct pool_old *o = &p->old[i];
+    uint32_t order = p->ring_head - p->nold + i;
 
     if (o->first_seq < p->seq) {
         return bad(p, "blocks have the same frames");
     }
     p->seq = o->first_seq;
     p->by_ring = false;
-    return open_block(p, o->index, o->generation, p->ring_head - p->nold + i);
+    return o->index != POOL_NO_BLOCK
+               ? open_block(p, o->index, o->generation, order)
+               : open_spooled(p, o, order);
 }
 
 /* Takes the next block into work.  1, 0: there is none, -1. */
@@ -329,7 +518,7 @@ static void end_block(pool *p) {
     /* for who looks at the pool from outside; nothing depends on it */
     atomic_store_explicit(&p->header->ring_head, p->ring_head,
                           memory_order_relaxed);
-    p->blocks[p->block].state = POOL_BLOCK_READ;
+    p->blocks[p->block].read = true;
     if (p->blocks[p->block].refs == 0) {
         return_block(p, p->block);
     }
@@ -337,9 +526,8 @@ static void end_block(pool *p) {
 
 /* How far the block in work may be read now.  0, or -1. */
 static int look_further(pool *p) {
-    uint32_t value = atomic_load_explicit(
-        &cap_block_at(p->header, &p->geometry, p->block)->published,
-        memory_order_acquire);
+    const cap_block *b = (const void *)p->blocks[p->block].data;
+    uint32_t value = atomic_load_explicit(&b->published, memory_order_acquire);
     uint32_t end = value & ~CAP_BLOCK_SEALED;
 
     if (end < CAP_BLOCK_HEADER || end > CAP_BLOCK_SIZE ||
@@ -400,10 +588,7 @@ int pool_read(pool *p, pool_frame *f) {
         if (left < sizeof(f->head)) {
             return bad(p, "a frame's header is cut");
         }
-        memcpy(&f->head,
-               (const char *)cap_block_at(p->header, &p->geometry, p->block) +
-                   p->at,
-               sizeof(f->head));
+        memcpy(&f->head, p->blocks[p->block].data + p->at, sizeof(f->head));
         why = cap_frame_check(&f->head, left, p->seq, p->geometry.nslots);
         if (why != NULL) {
             return bad(p, why);
@@ -485,7 +670,7 @@ void pool_release(pool *p, frame_ref *r) {
         pool_block *b = &p->blocks[r->block];
 
         b->refs--;
-        if (b->refs == 0 && b->state == POOL_BLOCK_READ) {
+        if (b->refs == 0 && b->read) {
             return_block(p, r->block);
         }
     }
@@ -509,10 +694,10 @@ bool pool_unread(pool *p) {
             return true;
         }
         if (!p->sealed) {
-            return atomic_load_explicit(
-                       &cap_block_at(p->header, &p->geometry, p->block)
-                            ->published,
-                       memory_order_acquire) != p->published;
+            const cap_block *b = (const void *)p->blocks[p->block].data;
+
+            return atomic_load_explicit(&b->published, memory_order_acquire) !=
+                   p->published;
         }
         head += p->by_ring;
     }

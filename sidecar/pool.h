@@ -14,7 +14,7 @@
  * and only shown there.  A broken rule makes pool_read return -1 for ever;
  * the caller ends that link.
  *
- * One thread.  Memory: 24 B a block, and 40 B a held frame.  A frame takes at
+ * One thread.  Memory: 72 B a block, and 40 B a held frame.  A frame takes at
  * least 32 B of its pool, so refs are bounded by 1.25 times the pool's size;
  * they are freed when no frame is held.
  */
@@ -24,6 +24,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include <sys/queue.h>
+
+#include "sidecar/spool.h"
 #include "wire/counters.h"
 #include "wire/frame.h"
 #include "wire/layout.h"
@@ -35,7 +38,8 @@ typedef struct frame_ref {
     struct frame_ref *next; /* its owner's list */
     uint64_t seq;
     int64_t ts_ns;
-    uint32_t block; /* POOL_NO_BLOCK: made by the sidecar, has no payload */
+    uint32_t block; /* in pool.blocks; POOL_NO_BLOCK: made by the sidecar, has
+                       no payload */
     uint32_t at;    /* bytes from the block's start */
     uint32_t size;
     uint8_t type;
@@ -50,19 +54,29 @@ typedef struct {
     uint32_t at;
 } pool_frame;
 
-enum pool_block_state {
-    POOL_BLOCK_AWAY = 0, /* the worker's */
-    POOL_BLOCK_OPEN,     /* being read */
-    POOL_BLOCK_READ,     /* wholly read; some ref holds it */
-    POOL_BLOCK_SPENT     /* done with, but the pool is closed: never again */
-};
-
-typedef struct {
+/*
+ * A block that is lent to us, in the worker's memory or in the spool; frames
+ * know it by its place in pool.blocks, which does not change when it moves.
+ */
+typedef struct pool_block {
+    const char *data;
+    uint32_t index; /* in the worker's memory, or POOL_NO_BLOCK */
+    uint32_t slot;  /* in the spool, or SPOOL_NO_SLOT */
     uint32_t generation;
     uint32_t refs;
     uint32_t order; /* ring position: blocks are begun in this order */
-    uint8_t state;  /* enum pool_block_state */
+    uint32_t next_free;
+    bool read; /* wholly: it goes back when no ref is left */
+    int64_t opened_ns;
+    TAILQ_ENTRY(pool_block) oldest; /* while in the worker's memory */
 } pool_block;
+
+TAILQ_HEAD(pool_block_list, pool_block);
+
+/* pool.lent, of each block of the worker's memory: its place in pool.blocks,
+   or one of these */
+#define POOL_AWAY UINT32_MAX        /* the worker's */
+#define POOL_SPENT (UINT32_MAX - 1) /* done with, and the pool is closed */
 
 /* The sidecar's own exchange counters; the pool shows a copy of them. */
 typedef struct {
@@ -81,6 +95,7 @@ typedef struct pool {
     bool rings;      /* the worker is to be woken: see pool_wake */
     const char *bad; /* the rule that was broken, in words; NULL: none */
 
+    int64_t now_ns;     /* when pool_spill was called last */
     uint32_t ring_head; /* of the block in work, or of the next */
     uint32_t return_tail;
     uint64_t seq; /* the next frame's */
@@ -97,8 +112,16 @@ typedef struct pool {
     uint32_t at, end;
     uint32_t published;
 
+    spool *spool; /* or NULL */
+    bool left;    /* to a successor: nothing is given back or released */
     pool_block *blocks;
-    uint32_t held; /* blocks that are not the worker's */
+    uint32_t nblocks;     /* places that have ever been used */
+    uint32_t max_blocks;  /* places that there are */
+    uint32_t free_blocks; /* list of places by next_free, or POOL_NO_BLOCK */
+    uint32_t *lent;
+    struct pool_block_list
+        oldest;    /* in the worker's memory, first opened first */
+    uint32_t held; /* of the worker's memory */
     pool_counters count;
 
     frame_ref *free_refs;
@@ -152,9 +175,19 @@ frame_ref *pool_make(pool *p, enum cap_frame_type type, uint16_t code,
 void pool_release(pool *p, frame_ref *r);
 
 static inline const void *pool_payload(const pool *p, const frame_ref *r) {
-    return (const char *)p->header + p->geometry.blocks_at +
-           (uint64_t)r->block * CAP_BLOCK_SIZE + r->at;
+    return p->blocks[r->block].data + r->at;
 }
+
+/* Before anything is read: blocks may move to the spool.  0, or -1: out of
+   memory. */
+int pool_use_spool(pool *p, spool *s);
+
+/*
+ * Moves blocks to the spool, the oldest first, while more than three quarters
+ * of the worker's memory are held, or more than half and the oldest for longer
+ * than a quarter of a second.  A bounded number a call.
+ */
+void pool_spill(pool *p, int64_t now_ns);
 
 /* Gives a slot back, once for each generation. */
 void pool_return_slot(pool *p, uint32_t slot, uint32_t generation);
@@ -177,6 +210,9 @@ static inline void pool_wake(pool *p) {
 
 /* The link is ended by us: its worker must not offer the pool to others. */
 void pool_keep(pool *p);
+
+/* A successor will go on: from now on nothing is given back or released. */
+void pool_leave(pool *p);
 
 /* The worker has gone: blocks stay here, so what it can still publish ends. */
 void pool_close(pool *p);

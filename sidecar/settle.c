@@ -17,7 +17,7 @@
 #define IDLE_NS 60000000000ll /* the consumer is kept for so long */
 #define SLOW_NS 30000000000ll /* a round that takes longer is logged */
 #define HASH_SIZE 4096u       /* of doubts by connectionId */
-#define BARRIER_ID_SIZE 48
+#define BARRIER_ID_SIZE 64
 #define BARRIER_SIZE 256
 
 typedef struct settle_doubt {
@@ -293,7 +293,7 @@ static size_t encode_barrier(settle *s, barrier *b) {
     record_writer w;
     int64_t ts;
 
-    b->id_len = (size_t)snprintf(b->id, sizeof(b->id), "%s-b%" PRIx64,
+    b->id_len = (size_t)snprintf(b->id, sizeof(b->id), "%s-barrier-%" PRIx64,
                                  s->prefix, ++s->barriers);
     h.connection_id_len = b->id_len;
     clock_gettime(CLOCK_REALTIME, &now);

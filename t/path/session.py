@@ -66,7 +66,7 @@ def mark_of(request):
 def without_barriers(records):
     """What settling leaves in the topic beside: closes, each under an id of its
     own (docs/delivery.md)."""
-    return [r for r in records if b"-b" not in r.key]
+    return [r for r in records if b"-barrier-" not in r.key]
 
 
 def assert_captured(records, sessions, all_closed=True, ignore=(), lanes=False):

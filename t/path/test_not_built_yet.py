@@ -21,9 +21,8 @@ def test_nginx_refuses_capture_include_not_forwarded(check_config):
 
 
 @pytest.mark.parametrize("key,value", [
-    ("spool.path", "/var/lib/capture"), ("spool.size", "1g"),
     ("durability", "disk")])
-def test_the_sidecar_refuses_the_spool(workdir, key, value):
+def test_the_sidecar_refuses_durability_by_the_disk(workdir, key, value):
     rc, err = check(workdir, {"listen": "unix:/tmp/none",
                               "kafka.bootstrap.servers": "127.0.0.1:9092",
                               key: value})

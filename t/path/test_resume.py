@@ -49,7 +49,8 @@ def test_workers_that_end_without_a_sidecar_hand_over_to_the_next(stack, source)
     wait_until(lambda: old not in s.nginx.workers(), what="the old worker's end")
     with Session(s) as after:
         after.request("GET", "/after")
-        s.wait_for_status(settled(1))
+        s.wait_for_status(lambda st: st["total"]["captured"] > 0
+                          and st["total"]["pending"] == 0)
     assert_captured(without_barriers(s.drain()), [c, after])
 
 

@@ -152,8 +152,8 @@ static const struct {
     {GOOD "kafka.sasl.password = ${file:/dev/zero}\n", "larger than 65536 bytes"},
     {GOOD "durability = disk\n", "not built yet"},
     {GOOD "durability = paper\n", "choose one of: kafka"},
-    {GOOD "spool.path = /x\n", "spool.path = /x: this key is not built yet"},
-    {GOOD "spool.size = 1g\n", "not built yet"},
+    {GOOD "spool.path = spool\n", "spool.path = spool: "},
+    {GOOD "spool.size = 1k\n", "spool.size = 1k: it must be from"},
     {GOOD "kafka. = 3s\n", "needs the name"},
 };
 /* clang-format on */

@@ -60,7 +60,7 @@ static void open_all(void) {
     conf.kafka[conf.nkafka++] = broker;
     l = loop_new();
     lg = ledger_new(&conf, l, &assemble_events);
-    ls = links_open(&conf, l, lg);
+    ls = links_open(&conf, l, lg, NULL);
     ck_assert_ptr_nonnull(ls);
 }
 
@@ -437,7 +437,7 @@ END_TEST
 /* ---- the socket ---- */
 
 START_TEST(one_sidecar_owns_a_socket) {
-    ck_assert_ptr_null(links_open(&conf, l, lg));
+    ck_assert_ptr_null(links_open(&conf, l, lg, NULL));
     client c = link_client(); /* the first is undisturbed */
     free_client(&c);
 }
@@ -457,16 +457,16 @@ START_TEST(a_stale_socket_is_replaced_and_other_files_are_not) {
     strcpy(at.sun_path, path);
     ck_assert_int_eq(bind(fd, (struct sockaddr *)&at, sizeof(at)), 0);
     close(fd);
-    ls = links_open(&conf, l, lg);
+    ls = links_open(&conf, l, lg, NULL);
     ck_assert_ptr_nonnull(ls);
     links_close(ls);
 
     f = fopen(path, "w");
     fclose(f);
-    ck_assert_ptr_null(links_open(&conf, l, lg));
+    ck_assert_ptr_null(links_open(&conf, l, lg, NULL));
     ck_assert_int_eq(stat(path, &st), 0);
     unlink(path);
-    ls = links_open(&conf, l, lg);
+    ls = links_open(&conf, l, lg, NULL);
     ck_assert_ptr_nonnull(ls);
 }
 END_TEST

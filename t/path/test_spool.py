@@ -1,0 +1,116 @@
+"""The disk spool: what has no room in the workers' memory."""
+
+import os
+import threading
+
+import pytest
+
+from refconsumer.verify import verify_topic
+from rig.source import Response, pattern
+
+from path.session import (Session, assert_balanced, assert_captured, settled,
+                          without_barriers)
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def spooling(stack, source, own_broker, workdir):
+    """A stack with a small pool and a spool, and a broker to stop."""
+    def make(size="256m", **options):
+        broker = own_broker()
+        broker.create_topic("t", 3)
+        s = stack(broker=broker, topic="t", buffer="8m", sidecar_conf={
+            "spool.path": os.path.join(workdir, "spool"), "spool.size": size,
+            "settle.time": "200ms"}, **options)
+        return s, broker
+    return make
+
+
+def spooled(s):
+    return os.stat(os.path.join(s.sidecar.conf["spool.path"], "blocks")).st_blocks * 512
+
+
+def traffic(session, n, size):
+    for i in range(n):
+        assert session.request("POST", f"/{i}", body=pattern(size, i)).status == 200
+
+
+def test_an_outage_longer_than_the_memory_loses_nothing(spooling):
+    s, broker = spooling()
+    with Session(s) as c, Session(s) as other:
+        traffic(c, 3, 1000)
+        s.wait_for_status(settled(3))
+        broker.stop()
+        traffic(c, 120, 300_000)
+        traffic(other, 5, 10_000)
+        assert spooled(s) > 10 * MIB
+        broker.start()
+        traffic(c, 5, 300_000)
+        status = assert_balanced(s.wait_for_status(settled(133), 60))
+    assert status["total"]["captured"] == 133
+    assert_captured(without_barriers(s.drain()), [c, other])
+    assert spooled(s) < MIB  # the disk has its room back
+
+
+@pytest.mark.parametrize("death", ["kill", "term"])
+def test_the_spool_outlives_the_sidecar(spooling, death):
+    s, broker = spooling()
+    s.sidecar.conf["drain.time"] = "100ms"
+    with Session(s) as c:
+        traffic(c, 3, 1000)
+        s.wait_for_status(settled(3))
+        broker.stop()
+        traffic(c, 60, 300_000)
+        if death == "kill":
+            s.sidecar.kill9()
+        else:
+            assert s.sidecar.stop() == 3
+        traffic(c, 2, 50_000)
+        s.sidecar.start()
+        s.wait_linked()
+        traffic(c, 30, 300_000)
+        assert spooled(s) > 10 * MIB
+        if death == "kill":
+            s.sidecar.kill9()
+            s.sidecar.start()
+        broker.start()
+        status = assert_balanced(s.wait_for_status(settled(95), 60))
+    assert status["total"]["captured"] == 95, status["total"]
+    assert_captured(without_barriers(s.drain()), [c])
+
+
+def test_a_full_spool_is_a_loss_that_is_counted(spooling, source):
+    s, broker = spooling(size="4m")
+    with Session(s) as c:
+        traffic(c, 3, 1000)
+        s.wait_for_status(settled(3))
+        broker.stop()
+        traffic(c, 120, 300_000)
+        status = s.status()["total"]
+        assert status["lost"]["pool_full"] > 0
+        broker.start()
+        status = assert_balanced(s.wait_for_status(settled(123), 60))["total"]
+    result = verify_topic(s.drain())
+    result.assert_clean(all_closed=True)
+    assert len(result.exchanges) == status["captured"] + status["lost"]["response"]
+    assert status["captured"] > 12
+
+
+def test_a_partition_that_is_stuck_does_not_hold_the_memory_of_others(spooling):
+    """One connection's frames pin blocks that hold those of others."""
+    s, broker = spooling()
+    with Session(s) as c:
+        traffic(c, 1, 100)
+        s.wait_for_status(settled(1))
+        broker.stop()
+        sessions = [Session(s) for _ in range(10)]
+        for i in range(6):
+            for x in sessions:
+                x.request("POST", f"/{i}", body=pattern(30_000, i))
+        broker.start()
+        status = assert_balanced(s.wait_for_status(settled(61), 60))
+        assert status["total"]["captured"] == 61
+        for x in sessions:
+            x.client.close()
+    assert_captured(without_barriers(s.drain()), [c, *sessions])

@@ -638,7 +638,8 @@ def resumption(m):
       http="""
     server { listen 127.0.0.1:@PORT:early@ ssl; capture on; ssl_early_data on;
         ssl_certificate @CRT@; ssl_certificate_key @KEY@; ssl_protocols TLSv1.3;
-        add_header X-Early $ssl_early_data; location / { proxy_pass @SOURCE@; } }""")
+        set $early $ssl_early_data; # as it was before the handshake could end
+        add_header X-Early $early; location / { proxy_pass @SOURCE@; } }""")
 def early_data(m):
     c = m.session()
     for turn, early in enumerate((None, "1")):

@@ -642,14 +642,20 @@ def resumption(m):
         add_header X-Early $early; location / { proxy_pass @SOURCE@; } }""")
 def early_data(m):
     c = m.session()
-    for turn, early in enumerate((None, "1")):
+    came_early = []
+    # the handshake can end while NGINX, on a busy machine, has yet to look
+    for turn, early in enumerate((None, "1", "1", "1", "1", "1")):
+        if "1" in came_early:
+            break
         raw, mark = marked("GET", f"/early_data/{turn}", [("Connection", "close")])
         head, _, body = s_client(m, raw, early).partition(b"\r\n\r\n")
         answer = parse_head(head + b"\r\n\r\n")
-        assert isinstance(answer, Answer) and answer.header("x-early") == early
+        assert isinstance(answer, Answer)
+        came_early.append(answer.header("x-early"))
         answer.body = body
         one = m.session()
         one.exchanges.append(Sent(mark, b"GET", raw, answer))
+    assert came_early[0] is None and came_early[-1] == "1", came_early
     c.client.close()
 
 

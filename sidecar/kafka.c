@@ -142,7 +142,7 @@ static void report(kafka *k, const rd_kafka_message_t *m) {
         kafka_classify(rd_kafka_message_status(m), m->err, k->single);
     k->records--;
     k->bytes -= m->len + m->key_len;
-    kafka_pace_reported(k, m->partition);
+    kafka_pace_reported(k, m->partition, result == KAFKA_ACKED);
     if (result == KAFKA_ACKED) {
         k->refused = false;
         /* duplicates and implicit acknowledgements have no offset */

@@ -97,6 +97,7 @@ typedef struct {
     uint32_t out; /* records that librdkafka has */
     int64_t turn; /* of the loop, in which the latest burst began */
     size_t room;  /* bytes that this burst may still take */
+    int64_t acked_ns; /* when this producer's latest record was; 0: none was */
 } kafka_pace;
 
 typedef struct kafka_rejected {
@@ -178,7 +179,7 @@ int kafka_pace_resize(kafka *k, int32_t partitions);
 /* Takes a record for now or later; 0, or -1 as kafka_produce. */
 int kafka_pace_take(kafka *k, int32_t partition, const kafka_held *record);
 /* A record of this partition has been reported. */
-void kafka_pace_reported(kafka *k, int32_t partition);
+void kafka_pace_reported(kafka *k, int32_t partition, bool acked);
 /* Hands over what may go now. */
 void kafka_pace_continue(kafka *k);
 /* Gives back what librdkafka never had, and begins anew. */

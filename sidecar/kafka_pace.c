@@ -8,6 +8,13 @@
  * for it, at most a batch; a busy one gets no more than five records in all.
  * A record that finds its partition idle goes at once, and under load the
  * batches grow as large as the acknowledgements are slow.
+ *
+ * The first record of a producer in a partition goes alone, and nothing behind
+ * it before it is acknowledged.  A broker that has just become the leader can
+ * refuse the first request and take the second: it knows no sequence numbers of
+ * this producer yet.  librdkafka then concludes from the second one's success
+ * that the first is there, and reports it as persisted (KAFKA-15591).  The same
+ * after a pause in which the broker may have forgotten them.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -30,12 +37,21 @@ int kafka_pace_resize(kafka *k, int32_t partitions) {
 /* librdkafka's RD_KAFKA_IDEMP_MAX_INFLIGHT */
 #define BUSY 5u
 
+/* Far below producer.id.expiration.ms (a day). */
+#define FORGOTTEN_NS (600 * KAFKA_S)
+
 static bool burst_open(const kafka *k, const kafka_pace *p) {
     return p->out > 0 && p->room > 0 && p->turn == loop_now_ns(k->l);
 }
 
+/* Whether the leader knows our sequence numbers. */
+static bool is_known(const kafka *k, const kafka_pace *p) {
+    return p->acked_ns != 0 && loop_now_ns(k->l) - p->acked_ns < FORGOTTEN_NS;
+}
+
 static bool may_send(const kafka *k, const kafka_pace *p) {
-    return p->out < BUSY || burst_open(k, p);
+    return p->out == 0 ||
+           (is_known(k, p) && (p->out < BUSY || burst_open(k, p)));
 }
 
 static void count_sent(kafka *k, kafka_pace *p, size_t len) {
@@ -87,9 +103,13 @@ int kafka_pace_take(kafka *k, int32_t partition, const kafka_held *record) {
     return hand_over(k, partition, record);
 }
 
-void kafka_pace_reported(kafka *k, int32_t partition) {
-    if (partition >= 0 && partition < k->npaces && k->paces[partition].out > 0)
+void kafka_pace_reported(kafka *k, int32_t partition, bool acked) {
+    if (partition < 0 || partition >= k->npaces)
+        return;
+    if (k->paces[partition].out > 0)
         k->paces[partition].out--;
+    if (acked)
+        k->paces[partition].acked_ns = loop_now_ns(k->l);
 }
 
 static void give_back(kafka *k, kafka_pace *p, const char *why) {

@@ -183,3 +183,31 @@ def test_a_bad_network_for_minutes(scene, shaky, shaky_topic):
     bad_network(scene, shaky, shaky_topic, 120,
                 {"kafka.socket.timeout.ms": "1000",
                  "kafka.request.timeout.ms": "1000"})
+
+
+def test_the_first_record_in_a_partition_is_acknowledged_before_the_next_goes(
+        stack, source, shaky):
+    """A leader that has just been made can refuse one request and take the next,
+    since it knows no sequence numbers yet: the first record would be lost, and
+    reported as persisted (KAFKA-15591)."""
+    name = f"first{time.time_ns()}"
+    shaky.create_topic(name, 1)
+    s = stack(broker=shaky, topic=name, sidecar_conf={
+        "kafka.bootstrap.servers": shaky.fault.bootstrap, "kafka.debug": "eos",
+        "log.level": "debug"})
+    s.sidecar.process.wait_for_log("is ready: 1 partition", 30)
+    s.sidecar.process.wait_for_log("-> Assigned", 30)  # it has its producer's id
+    shaky.fault.hold(FROM_TARGET)
+    clients = [s.client() for _ in range(12)]
+    for client in clients:
+        assert client.request("GET", "/").status == 200
+    wait_until(lambda: shaky.end_offsets(name)[0] > 0, 30, "the first record")
+    # its acknowledgement is held: nothing may follow, however long one looks
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        assert shaky.end_offsets(name)[0] == 1
+    shaky.fault.release(FROM_TARGET)
+    for client in clients:
+        client.close()
+    s.wait_for_status(lambda st: st["total"]["captured"] == 12, 30)
+    assert len(s.drain()) == 24

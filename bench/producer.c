@@ -73,8 +73,9 @@ static double round_trip(rd_kafka_t *rk, const char *topic, char *payload,
     rd_kafka_resp_err_t err;
 
     reported = 0;
-    err = rd_kafka_producev(rk, RD_KAFKA_V_TOPIC(topic), RD_KAFKA_V_PARTITION(0),
-                            RD_KAFKA_V_VALUE(payload, size), RD_KAFKA_V_END);
+    err =
+        rd_kafka_producev(rk, RD_KAFKA_V_TOPIC(topic), RD_KAFKA_V_PARTITION(0),
+                          RD_KAFKA_V_VALUE(payload, size), RD_KAFKA_V_END);
     if (err != RD_KAFKA_RESP_ERR_NO_ERROR) {
         die("produce", rd_kafka_err2str(err));
     }

@@ -94,9 +94,9 @@ typedef struct kafka_held {
 /* One per partition. */
 typedef struct {
     kafka_held *first, *last;
-    uint32_t out; /* records that librdkafka has */
-    int64_t turn; /* of the loop, in which the latest burst began */
-    size_t room;  /* bytes that this burst may still take */
+    uint32_t out;     /* records that librdkafka has */
+    int64_t turn;     /* of the loop, in which the latest burst began */
+    size_t room;      /* bytes that this burst may still take */
     int64_t acked_ns; /* when this producer's latest record was; 0: none was */
 } kafka_pace;
 

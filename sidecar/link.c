@@ -56,7 +56,7 @@ struct links {
     const config *config;
     loop *loop;
     ledger *ledger;
-    spool *spool; /* or NULL */
+    spool *spool;     /* or NULL */
     loop_io listener; /* fd -1: closed */
     loop_timer accept_again;
     int lock;

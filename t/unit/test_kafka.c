@@ -271,6 +271,8 @@ static void change_a_property_meanwhile(void) {
 }
 
 START_TEST(a_reload_waits_for_the_reports_of_the_old_producer) {
+    int kept = 0;
+
     change_a_property_meanwhile();
     kafka_reload(k);
     deadline = loop_now_ns(l) + 2 * KAFKA_S;
@@ -280,8 +282,11 @@ START_TEST(a_reload_waits_for_the_reports_of_the_old_producer) {
     run_until(all_final);
     for (int i = 0; i < nitems; i++) {
         ck_assert_int_eq(items[i].last, KAFKA_ACKED);
-        ck_assert_int_eq(items[i].retries, 0);
+        /* what waited behind a partition's first record comes back once */
+        ck_assert_int_le(items[i].retries, 1);
+        kept += items[i].retries == 0;
     }
+    ck_assert_int_gt(kept, 0);
     run_until(ready_now); /* with the next one */
 }
 END_TEST

@@ -683,6 +683,7 @@ void config_free(config *c) {
     free(c->topic);
     free(c->metrics_listen);
     free(c->export_path);
+    free(c->spool_path);
     free(c->token_command);
     free(c->aws_region);
     free(c->aws_profile);

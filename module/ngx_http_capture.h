@@ -41,6 +41,7 @@
 /* values of capture_include */
 #define NGX_HTTP_CAPTURE_INCLUDE_OFF            0x0001
 #define NGX_HTTP_CAPTURE_INCLUDE_UNREPLAYABLE   0x0002
+#define NGX_HTTP_CAPTURE_INCLUDE_NOT_FORWARDED  0x0004
 
 /* values of capture_on_failure */
 #define NGX_HTTP_CAPTURE_FORWARD                0
@@ -114,6 +115,8 @@ typedef struct {
     uint32_t                  *slot_gen;   /* odd: taken */
     ngx_http_capture_conn_t  **slot_conn;
     uint64_t                  *slot_id;    /* number in the connectionId */
+    uint32_t                   left_slots; /* left here, not yet returned */
+    ngx_queue_t                spares;     /* conns, idle longest first */
 
     uint64_t                   seq;        /* of the last frame */
     uint64_t                   ids;        /* connectionIds made */
@@ -134,11 +137,14 @@ typedef struct {
 
 struct ngx_http_capture_conn_s {
     ngx_http_capture_conn_t   *next;       /* lane */
+    ngx_queue_t                queue;      /* of the pool's spares */
     uint32_t                   slot;
     uint32_t                   generation;
     uint64_t                   epoch;
     int64_t                    last_ts;
     unsigned                   open:1;     /* in an exchange */
+    unsigned                   extra:1;    /* not a connection's first lane */
+    unsigned                   spare:1;    /* in the pool's spares */
 };
 
 
@@ -288,6 +294,8 @@ void ngx_http_capture_decide(ngx_http_request_t *r,
 void ngx_http_capture_track(ngx_http_capture_ctx_t *ctx);
 void ngx_http_capture_mark_uncaptured(ngx_http_capture_ctx_t *ctx,
     ngx_uint_t excluded);
+void ngx_http_capture_decide_answered(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx);
 void ngx_http_capture_decide_refused(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_uint_t reason);
 
@@ -357,6 +365,7 @@ void ngx_http_capture_conn_end(ngx_http_capture_pool_t *pool,
     ngx_http_capture_conn_t *conn);
 void ngx_http_capture_conn_leave(ngx_http_capture_pool_t *pool,
     ngx_http_capture_conn_t *conn);
+void ngx_http_capture_conn_reclaim(ngx_http_capture_pool_t *pool);
 
 /* pool.c */
 

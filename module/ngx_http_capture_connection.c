@@ -10,6 +10,10 @@
  * A connectionId holds one exchange at a time.  HTTP/2 and 3 have many: each
  * stream takes the lowest lane of its connection that is free, and each lane
  * has a connectionId of its own.  HTTP/1 uses the first alone.
+ *
+ * A lane keeps its connectionId while it is idle, as a connection does, unless
+ * slots get few: then the lanes beside a connection's first that have been
+ * idle longest give theirs back.
  */
 
 
@@ -22,8 +26,15 @@
 #define NGX_HTTP_CAPTURE_KEEP_EXCHANGE                                        \
     (CAP_FRAME_SPACE(sizeof(cap_eom)) + 2 * CAP_FRAME_SPACE(0))
 
+/* slots that are to be free, or on their way back: one in so many */
+
+#define NGX_HTTP_CAPTURE_FREE_SLOTS     4
+
 
 static ngx_pool_t *ngx_http_capture_conn_pool(ngx_connection_t *c);
+static void ngx_http_capture_conn_spare(ngx_http_capture_pool_t *pool,
+    ngx_http_capture_conn_t *conn);
+static void ngx_http_capture_conn_unspare(ngx_http_capture_conn_t *conn);
 static void ngx_http_capture_conn_cleanup(void *data);
 static void ngx_http_capture_conn_close(ngx_http_capture_pool_t *pool,
     ngx_http_capture_conn_t *conn);
@@ -72,6 +83,7 @@ ngx_http_capture_get_conn(ngx_http_request_t *r)
 
     if (*lane) {
         (*lane)->slot = NGX_HTTP_CAPTURE_NO_SLOT;
+        (*lane)->extra = (lane != cln->data);
     }
 
     return *lane;
@@ -113,6 +125,7 @@ ngx_http_capture_conn_begin(ngx_http_capture_pool_t *pool,
         conn->epoch = pool->epoch;
         conn->slot = NGX_HTTP_CAPTURE_NO_SLOT;
         conn->open = 0;
+        conn->spare = 0;        /* that queue has gone with its pool */
     }
 
     if (conn->open) {
@@ -127,6 +140,7 @@ ngx_http_capture_conn_begin(ngx_http_capture_pool_t *pool,
 
     if (conn->slot == NGX_HTTP_CAPTURE_NO_SLOT) {
         keep += NGX_HTTP_CAPTURE_KEEP_CONN;
+        ngx_http_capture_conn_reclaim(pool);
     }
 
     if (ngx_http_capture_pool_room(pool, keep, head_len) != NGX_OK) {
@@ -142,6 +156,8 @@ ngx_http_capture_conn_begin(ngx_http_capture_pool_t *pool,
 
         conn->generation = pool->slot_gen[conn->slot];
     }
+
+    ngx_http_capture_conn_unspare(conn);
 
     conn->open = 1;
     pool->reserved += keep;
@@ -159,6 +175,51 @@ ngx_http_capture_conn_end(ngx_http_capture_pool_t *pool,
     if (conn->open) {
         conn->open = 0;
         pool->reserved -= NGX_HTTP_CAPTURE_KEEP_EXCHANGE;
+        ngx_http_capture_conn_spare(pool, conn);
+    }
+}
+
+
+/* A lane has become idle. */
+
+static void
+ngx_http_capture_conn_spare(ngx_http_capture_pool_t *pool,
+    ngx_http_capture_conn_t *conn)
+{
+    if (conn->extra) {
+        conn->spare = 1;
+        ngx_queue_insert_tail(&pool->spares, &conn->queue);
+    }
+}
+
+
+static void
+ngx_http_capture_conn_unspare(ngx_http_capture_conn_t *conn)
+{
+    if (conn->spare) {
+        conn->spare = 0;
+        ngx_queue_remove(&conn->queue);
+    }
+}
+
+
+/*
+ * Closes idle lanes before slots run out: a slot comes back only when the
+ * close is acknowledged.
+ */
+
+void
+ngx_http_capture_conn_reclaim(ngx_http_capture_pool_t *pool)
+{
+    ngx_queue_t  *q;
+
+    while (pool->nfree_slots + pool->left_slots
+           < pool->geo.nslots / NGX_HTTP_CAPTURE_FREE_SLOTS
+           && !ngx_queue_empty(&pool->spares))
+    {
+        q = ngx_queue_head(&pool->spares);
+        ngx_http_capture_conn_close(pool,
+                          ngx_queue_data(q, ngx_http_capture_conn_t, queue));
     }
 }
 
@@ -173,9 +234,11 @@ ngx_http_capture_conn_leave(ngx_http_capture_pool_t *pool,
     ngx_http_capture_conn_t *conn)
 {
     ngx_http_capture_conn_end(pool, conn);
+    ngx_http_capture_conn_unspare(conn);
 
     if (conn->slot != NGX_HTTP_CAPTURE_NO_SLOT) {
         pool->slot_conn[conn->slot] = NULL;
+        pool->left_slots++;
         pool->reserved -= NGX_HTTP_CAPTURE_KEEP_CONN;
         conn->slot = NGX_HTTP_CAPTURE_NO_SLOT;
     }

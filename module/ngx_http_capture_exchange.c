@@ -234,6 +234,8 @@ ngx_http_capture_finish(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
 
     ctx->end_seq = f->seq;
 
+    ngx_http_capture_conn_reclaim(pool);
+
     switch (type) {
 
     case CAP_FRAME_END:

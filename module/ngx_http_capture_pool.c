@@ -82,6 +82,8 @@ ngx_http_capture_pool_create(ngx_http_capture_worker_t *w)
     pool->bell_offer = -1;
     pool->epoch = ++w->epoch;
 
+    ngx_queue_init(&pool->spares);
+
     if (cap_layout_make(&pool->geo, w->buffer, w->nslots) != 0) {
         ngx_log_error(NGX_LOG_ERR, w->log, 0,
                       "capture_buffer %uz is too small for %ui connections",
@@ -732,6 +734,8 @@ ngx_http_capture_pool_return(ngx_http_capture_pool_t *pool, uint64_t entry)
         if (conn) {
             ngx_http_capture_conn_leave(pool, conn);
         }
+
+        pool->left_slots--;
 
         atomic_store_explicit(&cap_slot_at(pool->base, &pool->geo, i)
                               ->generation,

@@ -970,8 +970,20 @@ def test_a_pool_that_is_full_loses_what_it_says_and_nothing_else(rig2, source):
     assert r.sidecar.exchanges[-1].complete
 
 
+def burst(client, source, release, n=100, prefix="/"):
+    """n streams at once, to their ends; their targets."""
+    release.clear()
+    before = len(source.requests)
+    streams = [client.start("GET", f"{prefix}{i}") for i in range(n)]
+    wait_until(lambda: len(source.requests) == before + n, 20)
+    release.set()
+    for stream in streams:
+        assert client.receive(stream).status == 200
+
+
 def test_lanes_need_slots_as_connections_do(rig2, source):
-    """A lane keeps its slot as long as its connection lives, idle or not."""
+    """As many exchanges at once as there are slots; then idle lanes give theirs
+    back, and a connection's first lane keeps its own."""
     release = threading.Event()
     source.answer = lambda q: Response(hold=release)
     r = rig2(buffer="1m")
@@ -982,13 +994,64 @@ def test_lanes_need_slots_as_connections_do(rig2, source):
     wait_until(lambda: len(source.requests) == slots + 10, 20)
     release.set()
     r.total(seen=slots + 10, captured=slots, no_slot=10)
-    clients[0].close()
-    r.closed(100)
-    answer = r.get()                   # takes up what came back
-    assert answer.status == 200
-    r.total(seen=slots + 11, captured=slots + 1, no_slot=10)
+    r.closed(slots // 4)
+    for client in clients[:-1]:
+        assert client.request("GET", "/again").status == 200
+    r.total(seen=slots + 9 + len(clients), captured=slots - 1 + len(clients),
+            no_slot=10)
+    n = len(clients) - 1
+    assert len({x.connection.id for x in r.sidecar.exchanges[-n:]}) == n
     for c in clients:
         c.close()
+    r.closed(len(r.sidecar.connections))
+
+
+def test_lanes_that_are_idle_make_room_for_others(rig2, source):
+    """Clients that had 100 streams at once, one after the other, and stay: more
+    lanes than there are slots. The longest idle are closed first."""
+    release = threading.Event()
+    source.answer = lambda q: Response(hold=release)
+    r = rig2(buffer="1m")
+    slots = r.link.nslots
+    n = 2 * slots // 100 + 2
+    clients = [r.client2() for _ in range(n)]
+    try:
+        for i, client in enumerate(clients):
+            burst(client, source, release, prefix=f"/{i}/")
+        r.total(seen=100 * n, captured=100 * n)
+        open_ = [c for c in r.sidecar.connections if not c.end]
+        assert len(open_) <= slots
+        assert {c.end for c in r.sidecar.connections if c.end} == {"CLOSE"}
+        owner = {x.connection.id: int(x.request.split(b"/")[1])
+                 for x in r.exchanges(100 * n)}
+        left = [sum(owner[c.id] == i for c in open_) for i in range(n)]
+        # the first lane of each; and of the last what there is room for
+        assert left[-1] == 100 and left[0] == 1 and min(left) == 1, left
+        assert left == sorted(left), left
+        # each goes on where it was
+        for i, client in enumerate(clients):
+            assert client.request("GET", f"/{i}/again").status == 200
+        again = r.exchanges(101 * n)[-n:]
+        assert [owner[x.connection.id] for x in again] == list(range(n))
+    finally:
+        for client in clients:
+            client.close()
+    r.closed(len(r.sidecar.connections))
+    r.total(seen=101 * n, captured=101 * n)
+
+
+def test_few_lanes_stay_open_while_their_connection_is_idle(rig2, source):
+    """Where slots are many nothing is closed: connectionIds are used again."""
+    release = threading.Event()
+    source.answer = lambda q: Response(hold=release)
+    r = rig2(buffer="8m")
+    assert r.link.nslots > 400
+    with r.client2() as client:
+        for turn in range(3):
+            burst(client, source, release, prefix=f"/{turn}/")
+        r.exchanges(300)
+        assert len(r.sidecar.connections) == 100
+        assert not any(c.end for c in r.sidecar.connections)
 
 
 def test_a_shutdown_that_does_not_wait_names_what_it_cuts(rig2, source):

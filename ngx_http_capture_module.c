@@ -55,8 +55,6 @@ static char *ngx_http_capture_set_wait(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_capture_set_timeout(ngx_conf_t *cf, void *post,
     void *data);
-static char *ngx_http_capture_set_include(ngx_conf_t *cf, ngx_command_t *cmd,
-    void *conf);
 static char *ngx_http_capture_set_status(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 
@@ -71,6 +69,7 @@ static ngx_conf_post_t  ngx_http_capture_timeout_post =
 static ngx_conf_bitmask_t  ngx_http_capture_includes[] = {
     { ngx_string("off"), NGX_HTTP_CAPTURE_INCLUDE_OFF },
     { ngx_string("unreplayable"), NGX_HTTP_CAPTURE_INCLUDE_UNREPLAYABLE },
+    { ngx_string("not_forwarded"), NGX_HTTP_CAPTURE_INCLUDE_NOT_FORWARDED },
     { ngx_null_string, 0 }
 };
 
@@ -115,7 +114,7 @@ static ngx_command_t  ngx_http_capture_commands[] = {
 
     { ngx_string("capture_include"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
-      ngx_http_capture_set_include,
+      ngx_conf_set_bitmask_slot,
       NGX_HTTP_LOC_CONF_OFFSET,
       offsetof(ngx_http_capture_loc_conf_t, include),
       &ngx_http_capture_includes },
@@ -350,7 +349,7 @@ ngx_http_capture_header_filter(ngx_http_request_t *r)
     }
 
     if (ctx->state == ngx_http_capture_fresh) {
-        ngx_http_capture_decide_refused(r, ctx, CAP_NOT_FORWARDED);
+        ngx_http_capture_decide_answered(r, ctx);
     }
 
     if (ctx->state == ngx_http_capture_open) {
@@ -844,27 +843,6 @@ ngx_http_capture_set_timeout(ngx_conf_t *cf, void *post, void *data)
     }
 
     return NGX_CONF_OK;
-}
-
-
-static char *
-ngx_http_capture_set_include(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
-{
-    ngx_str_t   *value;
-    ngx_uint_t   i;
-
-    value = cf->args->elts;
-
-    for (i = 1; i < cf->args->nelts; i++) {
-        if (ngx_strcmp(value[i].data, "not_forwarded") == 0) {
-            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                               "\"capture_include not_forwarded\" "
-                               "is not built yet");
-            return NGX_CONF_ERROR;
-        }
-    }
-
-    return ngx_conf_set_bitmask_slot(cf, cmd, conf);
 }
 
 

@@ -29,6 +29,8 @@ static u_char *ngx_http_capture_snapshot_headers(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, u_char *p, ngx_uint_t streams);
 static ngx_uint_t ngx_http_capture_is_hop(ngx_str_t *name);
 static ngx_uint_t ngx_http_capture_is_expect(ngx_table_elt_t *h);
+static void ngx_http_capture_decided(ngx_http_capture_ctx_t *ctx,
+    ngx_int_t reason);
 static ngx_int_t ngx_http_capture_rules(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_http_capture_loc_conf_t *clcf);
 static void ngx_http_capture_tell_version(ngx_http_request_t *r);
@@ -377,7 +379,7 @@ ngx_http_capture_decide(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
          * status is to count ("error_page 418 = @name") there is none here
          */
 
-        ngx_http_capture_decide_refused(r, ctx, CAP_NOT_FORWARDED);
+        ngx_http_capture_decide_answered(r, ctx);
         return;
     }
 
@@ -397,6 +399,41 @@ ngx_http_capture_decide(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
         reason = ngx_http_capture_wait_decide(r, ctx, clcf);
     }
 
+    ngx_http_capture_decided(ctx, reason);
+}
+
+
+/*
+ * The same for what an earlier phase than the content's has answered (limits,
+ * access, return).  It never waits: it does not go on to the source.  Nobody
+ * reads its body, so that one with a body is dropped at the answer's head,
+ * unless an error page's handler reads it.
+ */
+
+void
+ngx_http_capture_decide_answered(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx)
+{
+    ngx_http_capture_loc_conf_t  *clcf;
+
+    clcf = ngx_http_get_module_loc_conf(r, ngx_http_capture_module);
+
+    if (!clcf->enable
+        || !(clcf->include & NGX_HTTP_CAPTURE_INCLUDE_NOT_FORWARDED)
+        || ctx->head == NULL)
+    {
+        ngx_http_capture_decide_refused(r, ctx, CAP_NOT_FORWARDED);
+        return;
+    }
+
+    ngx_http_capture_count_seen();
+    ngx_http_capture_decided(ctx, ngx_http_capture_rules(r, ctx, clcf));
+}
+
+
+static void
+ngx_http_capture_decided(ngx_http_capture_ctx_t *ctx, ngx_int_t reason)
+{
     if (reason != CAP_NONE) {
         ctx->state = ngx_http_capture_filtered;
         ctx->reason = reason;
@@ -496,10 +533,7 @@ ngx_http_capture_tell_version(ngx_http_request_t *r)
 }
 
 
-/*
- * The exchange ends without having come to a content handler: answered by an
- * earlier phase, or left by its client.
- */
+/* The exchange will not be captured, and its reason is known. */
 
 void
 ngx_http_capture_decide_refused(ngx_http_request_t *r,

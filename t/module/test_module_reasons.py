@@ -14,6 +14,7 @@ from capture_rig import Message, lengths_fit, same_request, same_response
 from path.fidelity import row
 from rig.client import Client, build_request
 from rig.client2 import Client2, captured
+from rig.nginx import http2
 from rig.process import SANITIZED, free_port
 from rig.source import Response, pattern
 from rig.status import wait_until
@@ -82,6 +83,134 @@ def test_a_refused_request_is_not_captured_by_its_error_page(
     assert len(r.exchanges(n - 1)) == n - 1
     want = {"captured": 1} if n == 2 else {}
     r.total(seen=n, not_forwarded=1, **want)
+
+
+INCLUDE = "capture_include not_forwarded;"
+
+
+@pytest.mark.parametrize("directive, status", [
+    ("return 403;", 403), ("return 200 ok;", 200), ("return 204;", 204),
+    ("return 301 /x;", 301), ("rewrite ^ /y permanent;", 301), ("deny all;", 403),
+    ("auth_basic x; auth_basic_user_file /dev/null;", 401),
+    ("auth_request /auth;", 401),
+    ("if ($arg_x = '') { return 405; }", 405)])
+@pytest.mark.parametrize("wait", ["off", "mutating"])
+def test_with_the_directive_what_nginx_answers_is_captured(rig, directive, status,
+                                                           wait):
+    """Also where it would wait: it does not go on to the source."""
+    r = rig(location=INCLUDE + directive, wait=wait,
+            server="location = /auth { internal; return 401; }")
+    want = []
+    with r.client() as client:
+        for method in ("GET", "HEAD", "DELETE", "OPTIONS"):
+            raw = build_request(method, "/", [HOST])
+            client.send(raw)
+            want.append((raw, client.receive(method)))
+            assert want[-1][1].status == status
+    xs = r.exchanges(4)
+    assert len({x.connection.id for x in xs}) == 1
+    for x, (raw, answer) in zip(xs, want):
+        same_request(x, raw)
+        same_response(x, answer, raw.startswith(b"HEAD") or status == 204)
+    total = r.total(seen=4, captured=4)
+    assert not total["waits"]["held"]
+
+
+@pytest.mark.parametrize("directive, status", [
+    ("return 403;", 403), ("deny all;", 403), ("auth_request /auth;", 401),
+    ("client_max_body_size 2;", 413)])
+@pytest.mark.parametrize("body", [{"body": b"12345"}, {"chunks": [b"123", b"45"]}])
+def test_with_the_directive_a_body_that_nobody_reads_is_not_captured(
+        rig, directive, status, body):
+    """The head alone would promise a body that never comes. (That a chunked one
+    is too large is found out by the handler that reads it.)"""
+    r = rig(location=INCLUDE + directive,
+            server="location = /auth { internal; return 401; }"
+                   "location = /after { return 200; }" + INCLUDE)
+    with r.client() as client:
+        assert client.request("POST", "/", **body).status == status
+        if status != 413:          # that one closes the connection
+            assert client.request("GET", "/after").status == 200
+    n = int(status != 413)
+    r.total(seen=1 + n, unread_body=1, **({"captured": 1} if n else {}))
+    assert [x.end for x in r.sidecar.exchanges] == ["DROP", "END"][:1 + n]
+
+
+@pytest.mark.parametrize("target", ["/sorry", "@sorry"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("wait", ["off", "mutating"])
+def test_with_the_directive_an_error_page_of_a_refused_request_is_its_response(
+        rig, source, target, method, wait):
+    """The page comes from the source, which is given the body, too."""
+    source.answer = lambda q: Response(body=b"page %d" % len(q.body))
+    r = rig(location="deny all; error_page 403 %s;" % target, wait=wait,
+            server=INCLUDE + f"location {target} {{ proxy_pass http://source; }}")
+    raw = build_request(method, "/", [HOST], b"12345" if method == "POST" else None)
+    with r.client() as client:
+        client.send(raw)
+        answer = client.receive(method)
+    assert answer.status == 403 and answer.body.startswith(b"page")
+    x, = r.exchanges(1)
+    same_request(x, raw)
+    same_response(x, answer)
+    total = r.total(seen=1, captured=1)
+    assert not total["waits"]["held"]
+
+
+def test_with_the_directive_limits_are_captured_and_rules_still_count(rig, source):
+    r = rig(http="limit_req_zone $server_port zone=z:1m rate=1r/m;"
+                 "limit_conn_zone $server_port zone=c:1m;",
+            location="limit_req zone=z;" + INCLUDE,
+            server="location /rule { capture $arg_on; return 403; %s }"
+                   "location /bypass { capture_bypass $arg_b; return 403; %s }"
+                   "location /off { capture off; return 403; %s }"
+                   "location /conn { limit_conn c 1; %s proxy_pass http://source; }"
+                   "location /444 { return 444; %s }" % ((INCLUDE,) * 5))
+    hold = threading.Event()
+    source.answer = lambda q: Response(hold=hold if "conn" in q.target else None)
+    assert [r.get().status, r.get().status] == [200, 503]
+    for target in ("/rule", "/rule?on=1", "/bypass", "/bypass?b=1", "/off",
+                   f"/?{'x' * 4096}"):
+        assert r.get(target).status in (403, 503)
+    with r.client() as client:
+        client.send(build_request("GET", "/444", [HOST]))
+        assert client.ended()
+        client.close()
+    with r.client() as first:
+        first.send(build_request("GET", "/conn/1", [HOST]))
+        wait_until(lambda: source.requests[-1].target == "/conn/1")
+        assert r.get("/conn/2").status == 503
+        hold.set()
+        assert first.receive().status == 200
+    r.total(seen=10, captured=6, rule=1, bypass=1, unreplayable=1, not_forwarded=1)
+    statuses = [x.response.split(b" ")[1] for x in r.exchanges(6)]
+    assert statuses == [b"200", b"503", b"403", b"403", b"200", b"503"]
+
+
+@pytest.mark.parametrize("raw", [
+    b"BAD\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n",
+    b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\n",
+    b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"])
+def test_with_the_directive_a_bad_request_stays_one(rig, raw):
+    r = rig(server=INCLUDE + "error_page 400 405 414 /x; location /x { return 200; }")
+    with r.client() as client:
+        client.send(raw)
+        assert client.receive()
+    r.total(seen=1, bad_request=1)
+    assert not r.sidecar.exchanges
+
+
+def test_with_the_directive_streams_are_captured_too(rig):
+    port = free_port()
+    r = rig(location=INCLUDE + "return 403 no;", server=http2(port))
+    with Client2(port) as c:
+        assert c.request("GET", "/1").status == 403
+        assert c.request("POST", "/2", body=b"abc").status == 403
+        assert c.request("GET", "/3").status == 403
+    r.total(seen=3, captured=2, unread_body=1)
+    assert [x.request.split(b" ")[1] for x in r.sidecar.exchanges
+            if x.end == "END"] == [b"/1", b"/3"]
 
 
 def test_error_page_as_a_switch_is_captured(rig, source):

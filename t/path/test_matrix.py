@@ -6,6 +6,7 @@ import shutil
 import ssl
 import subprocess
 import tempfile
+import threading
 import time
 
 import pytest
@@ -387,25 +388,70 @@ def auth(m):
         c.request("POST", "/auth/2", body=pattern(50_000))
 
 
-@case("`auth_request`, `limit_req`, `deny`, `return`: refused",
-      ends="not_forwarded", needs=("auth_request",),
-      limits="`capture_include not_forwarded` is not built yet",
-      http="limit_req_zone $server_port zone=refused:1m rate=1r/m;",
+@case("`auth_request`, `auth_basic`, `limit_req`, `limit_conn`, `deny`, `return`, "
+      "413: refused", ends="not_forwarded", needs=("auth_request",),
+      limits="`capture_include not_forwarded` captures them all the same",
+      http="limit_req_zone $server_port zone=refused:1m rate=1r/m;"
+           "limit_conn_zone $server_port zone=refused_conn:1m;",
       server="location /refused/auth { auth_request /auth_no; proxy_pass @SOURCE@; }"
              "location /refused/deny { deny all; proxy_pass @SOURCE@; }"
              "location /refused/return { return 204; }"
              "location /refused/limit { limit_req zone=refused; proxy_pass @SOURCE@; }"
+             "location /refused/conn { limit_conn refused_conn 1; proxy_pass @SOURCE@; }"
+             "location /refused/basic { auth_basic x; auth_basic_user_file @DIR@/none;"
+             "proxy_pass @SOURCE@; }"
              "location /refused/size { client_max_body_size 1; proxy_pass @SOURCE@; }"
              "location = /auth_no { internal; return 401; }")
 def refused(m):
-    with m.session() as c:
+    hold = threading.Event()
+    m.answer(lambda q: Response(hold=hold if "conn" in q.target else None))
+    with m.session() as c, m.session() as other:
         assert c.request("GET", "/refused/limit").status == 200
         for what, status in (("auth", 401), ("deny", 403), ("return", 204),
-                             ("limit", 503)):
+                             ("limit", 503), ("basic", 401)):
             assert c.client.request("GET", f"/refused/{what}").status == status
+        raw, mark = marked("GET", "/refused/conn")
+        other.client.send(raw)
+        wait_until(lambda: m.source.requests[-1].target == "/refused/conn")
+        assert c.client.request("GET", "/refused/conn").status == 503
+        hold.set()
+        assert other.received("GET", raw, mark).status == 200
         assert c.client.request("POST", "/refused/size", [("Host", "a")],
                                 b"123").status == 413
-    m.filtered("not_forwarded", 5)
+    m.filtered("not_forwarded", 7)
+
+
+@case("the same with `capture_include not_forwarded`, and their error pages",
+      captured=WHOLE, replayed="the request, against NGINX's own answer",
+      limits="with a body that nobody reads: filtered(unread_body); `return 444` has "
+             "no answer: filtered(not_forwarded); it never waits",
+      needs=("auth_request",),
+      http="limit_req_zone $server_port zone=included:1m rate=1r/m;",
+      server="location /included/ { capture_include not_forwarded;"
+             "location /included/auth { auth_request /auth_no; proxy_pass @SOURCE@; }"
+             "location /included/deny { deny all; proxy_pass @SOURCE@; }"
+             "location /included/return { return 200 text; }"
+             "location /included/moved { return 301 /x; }"
+             "location /included/limit { limit_req zone=included; proxy_pass @SOURCE@; }"
+             "location /included/page { deny all; error_page 403 /included/sorry; }"
+             "location /included/sorry { proxy_pass @SOURCE@; }"
+             "location /included/444 { return 444; } }")
+def included(m):
+    with m.session() as c:
+        assert c.request("GET", "/included/limit").status == 200
+        for what, status in (("auth", 401), ("deny", 403), ("return", 200),
+                             ("moved", 301), ("limit", 503), ("page", 403)):
+            for method in ("GET", "HEAD", "DELETE"):
+                assert c.request(method, f"/included/{what}").status == status
+        a = c.request("POST", "/included/page", body=b"abc")
+        assert a.status == 403 and a.body.startswith(b"/included/sorry")
+        assert c.client.request("POST", "/included/return", [("Host", "a")],
+                                b"123").status == 200
+        c.request("GET", "/included/return")
+        c.client.send(marked("GET", "/included/444")[0])
+        assert c.client.ended()
+    m.filtered("unread_body", 1)
+    m.filtered("not_forwarded", 1)
 
 
 @case("what NGINX cannot read or does not take: 400, 414, 494, 505, `OPTIONS *`",

@@ -5,20 +5,6 @@ import pytest
 
 from rig.sidecar import check
 
-SERVER = """
-    location / {
-        capture on;
-        proxy_pass http://127.0.0.1:1;
-    }
-"""
-
-
-def test_nginx_refuses_capture_include_not_forwarded(check_config):
-    rc, err = check_config(http="capture_sidecar unix:/tmp/none;",
-                           server="capture_include not_forwarded;" + SERVER)
-    assert rc != 0
-    assert "not_forwarded" in err, err
-
 
 @pytest.mark.parametrize("key,value", [
     ("durability", "disk")])

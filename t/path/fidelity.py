@@ -15,6 +15,7 @@ SECTIONS = (
     "gRPC, streams, early responses",
     "What NGINX does with a request",
     "Clients and sources that go away",
+    "Times",
     "Not captured, or not wholly",
 )
 

@@ -98,6 +98,7 @@ class Nginx:
         self.snippets = snippets
         self.process = None
         self.allowed = []
+        self.env = {}
         os.makedirs(os.path.join(self.directory, "temp"), exist_ok=True)
 
     @property
@@ -110,7 +111,7 @@ class Nginx:
             self.process = Process(
                 _argv(self.directory, "nginx.conf", self.log_level),
                 self._path("nginx.out"), cwd=self.directory,
-                env=sanitizer_env(self.directory))
+                env={**sanitizer_env(self.directory), **self.env})
             if self.snippets.get("daemon"):
                 assert self.process.wait(timeout) == 0, self._dead()
                 self._adopt(timeout)

@@ -45,12 +45,13 @@ class Stack:
     sidecar_conf                   further keys of the sidecar's configuration
     start_sidecar                  False: the test starts stack.sidecar itself
     log_level, daemon              NGINX's (rig/nginx.py)
+    env                            added to NGINX's environment
     """
 
     def __init__(self, directory, source, broker, topic, http="", server="",
                  location="", main="", capture="on", wait="off", buffer="64m",
                  workers=1, sidecar_conf=None, start_sidecar=True,
-                 log_level="info", daemon=False):
+                 log_level="info", daemon=False, env=None):
         self.directory = directory
         self.source = source
         self.broker = broker
@@ -69,6 +70,7 @@ class Stack:
                              source=source.port, http=http),
             server=SERVER.format(capture=capture, wait=wait, location=location,
                                  server=server))
+        self.nginx.env |= env or {}
 
     @property
     def port(self):

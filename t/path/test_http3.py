@@ -307,6 +307,70 @@ def test_a_reload_names_what_it_cuts_and_captures_what_follows(stack3, source):
     assert len(whole) == 5 and len({x.connection_id for x in whole}) == 1
 
 
+@pytest.mark.parametrize("wait, failure", [
+    ("off", "forward"), ("mutating", "forward"), ("mutating", "refuse")])
+def test_an_early_response_follows_its_request(stack3, source, wait, failure):
+    """The source answers an upload that has not ended; it goes on to its end."""
+    more = threading.Event()
+    source.early = lambda q: True
+    source.answer = lambda q: Response(body=pattern(90_000), hold_body=more,
+                                       hold_at=40_000)
+    s = stack3(wait=wait, location="proxy_request_buffering off;"
+               f"proxy_buffering off; capture_on_failure {failure};")
+    body = pattern(50_000)
+    with Session3(s) as c:
+        for n, length in enumerate((True, False), 1):
+            more.clear()
+            mark = [("x-mark", f"early-{wait}-{failure}-{n}")]
+            stream = c.client.start("POST", "/early", mark + (
+                [("content-length", "50000")] if length else []), end=False)
+            c.client.data(stream, body[:30_000], end=False)
+            c.client.receive_head(stream, 40_000)
+            assert s.status()["total"]["pending"] == 1
+            before = s.status()["total"]["bytes"]
+            c.client.data(stream, body[30_000:])
+            s.wait_for_status(
+                lambda st: st["total"]["bytes"] >= before + 20_000 + 40_000
+                and (wait == "off" or st["total"]["waits"]["acked"] == n))
+            more.set()
+            c.finish(SimpleNamespace(
+                stream=stream, mark=mark[0][1].encode(), method=b"POST",
+                raw=captured("POST", "/early", mark, body, length)))
+        waits = s.wait_for_status(settled(2))["total"]["waits"]
+        assert waits["held"] == waits["acked"] == (2 if wait != "off" else 0)
+    assert_captured(s.drain(), [c])
+
+
+@pytest.mark.parametrize("ends", ["answer", "reset", "close"])
+def test_an_early_response_whose_request_never_ends_is_dropped(stack3, source, ends):
+    """The answer is complete first, its client resets the stream, or leaves."""
+    more = threading.Event()
+    source.early = lambda q: True
+    source.answer = lambda q: Response(body=pattern(9000), hold_body=more,
+                                       hold_at=4000)
+    s = stack3(location="proxy_request_buffering off; proxy_buffering off;")
+    c = Session3(s)
+    stream = c.client.start("POST", "/early", [("content-length", "50000")],
+                            end=False)
+    c.client.data(stream, pattern(30_000), end=False)
+    c.client.receive_head(stream, 4000)
+    if ends == "answer":
+        more.set()
+        assert c.client.receive(stream).body == pattern(9000)
+    elif ends == "reset":
+        c.client.reset_stream(stream)
+    else:
+        c.client.close()
+    total = s.wait_for_status(settled(1))["total"]
+    assert total["filtered"]["unread_body"] == 1
+    more.set()
+    if ends != "close":
+        source.early = lambda q: False
+        c.request("GET", "/after")
+        c.client.close()
+    assert_captured(s.drain(), [c])
+
+
 @pytest.mark.parametrize("buffering", ["on", "off"])
 def test_a_request_waits_for_its_record(stack3, source, buffering):
     """An end that is held and released is not read again: NGINX would wait for

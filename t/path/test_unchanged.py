@@ -9,6 +9,7 @@ import pytest
 
 from rig.client import Client, build_request
 from rig.client2 import Client2
+from rig.nginx import has_http3
 from rig.process import SANITIZED, free_port
 from rig.sidecar import Sidecar
 from rig.source import Response, pattern
@@ -30,6 +31,7 @@ HTTP = """
 
 SERVER = """
     listen 127.0.0.1:{port2} http2;
+    {listen3}
     server_name source.test;
     root {root};
     port_in_redirect off;
@@ -104,6 +106,9 @@ SERVER = """
     }}
     location /dead/ {{ proxy_pass http://dead; }}
 """
+
+LISTEN3 = ("listen 127.0.0.1:{} quic; ssl_certificate {}; ssl_certificate_key {};"
+           if has_http3() else "")
 
 # the NGINX with sanitizers is built without it
 GUNZIP = "" if SANITIZED else "gunzip on;"
@@ -267,7 +272,7 @@ def root(workdir):
 
 @pytest.mark.timeout(300)
 def test_nginx_sends_the_same_without_with_and_while_capturing(
-        workdir, root, nginx, source, broker, topic):
+        workdir, root, nginx, source, broker, topic, certificate):
     source.answer = answer
     socket = os.path.join(workdir, "sock")
     sidecar = Sidecar(os.path.join(workdir, "sidecar"), {
@@ -277,16 +282,20 @@ def test_nginx_sends_the_same_without_with_and_while_capturing(
     dead, runs = free_port(), {}
     try:
         for how, capture in CAPTURE.items():
-            port2 = free_port()
+            port2, port3 = free_port(), free_port()
             n = nginx(module=how != "absent", server=SERVER.format(
-                root=root, port2=port2, gunzip=GUNZIP), http=HTTP.format(
+                root=root, port2=port2, gunzip=GUNZIP,
+                listen3=LISTEN3.format(port3, *certificate)), http=HTTP.format(
                     capture=capture.format(socket=socket), source=source.port,
                     dead=dead, cache=os.path.join(workdir, f"cache-{how}")))
             if how == "on":
                 sidecar.process.wait_for_log("linked")
             before = len(source.requests)
             answers = {name: converse(n.port, sent) for name, sent in pieces()}
-            answers |= dict(converse2(port2))
+            answers |= dict(converse2("HTTP/2", lambda: Client2(port2)))
+            if has_http3():
+                answers |= dict(converse2("HTTP/3",
+                                          lambda: client3(port3, certificate)))
             assert n.stop(graceful=True) == 0
             runs[how] = answers, sorted(
                 (bytes(r.head), bytes(r.body)) for r in source.requests[before:])
@@ -341,8 +350,13 @@ def converse(port, sent):
     return answers
 
 
-def converse2(port):
-    """The same over HTTP/2; all of a list at once."""
+def client3(port, certificate):
+    from rig.client3 import Client3
+    return Client3(port, certificate[0])
+
+
+def converse2(protocol, connect):
+    """The same over HTTP/2 or 3; all of a list at once."""
     for name, requests in {
             "static": [("GET", "/small.txt"), ("HEAD", "/small.txt"),
                        ("GET", "/big.bin"), ("GET", "/missing"),
@@ -361,10 +375,10 @@ def converse2(port):
                             ("GET", "big", None), ("GET", "chunked", None),
                             ("GET", "404", None), ("GET", "204", None),
                             ("GET", "304", None), ("DELETE", "a", None))]}.items():
-        with Client2(port) as c:
+        with connect() as c:
             streams = [c.send_request(*r) for r in requests]
             answers = [c.receive(stream) for stream in streams]
-            yield f"HTTP/2 {name}", [a and (normal(a.head), normal(a.body),
+            yield f"{protocol} {name}", [a and (normal(a.head), normal(a.body),
                                             a.complete) for a in answers]
 
 

@@ -171,6 +171,14 @@ class Client2:
             assert self.pump(), "the connection has ended"
         return self.answers[stream]
 
+    def receive_some(self, stream, size):
+        """Waits for `size` bytes of an answer's body, or for its end."""
+        while (stream not in self.done and stream not in self.resets
+               and (self.answers[stream] is None
+                    or len(self.answers[stream].body) < size)
+               and self.pump()):
+            pass
+
     def ended(self):
         """Waits for the peer to end the connection."""
         while self.pump():

@@ -30,12 +30,11 @@ DATAGRAM = 65536
 
 
 class _H3(H3Connection):
-    """Takes a Content-Length without a body for what it is after HEAD."""
-
-    heads = frozenset()
+    """Takes a Content-Length without a body for what it is after HEAD, and in a
+    304. (What is missing otherwise a test sees.)"""
 
     def _check_content_length(self, stream):
-        if stream.stream_id not in self.heads:
+        if stream.content_length:
             super()._check_content_length(stream)
 
 
@@ -49,6 +48,7 @@ class Client3:
         self.done = set()                # streams whose answers are whole
         self.resets = {}                 # stream -> code of the peer's reset
         self.closed = None               # ConnectionTerminated
+        self.goaway = None               # as Client2's; GOAWAY is not looked at
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         self.sock.connect((host, port))
@@ -87,8 +87,6 @@ class Client3:
         with self._cond:
             stream = self.quic.get_next_available_stream_id()
             self.answers[stream] = None
-            if method == "HEAD":
-                self.h3.heads |= {stream}
             self.h3.send_headers(stream, [
                 (n.encode("latin-1"), v.encode("latin-1"))
                 for n, v in [*fields, *headers]], end_stream=end)
@@ -161,6 +159,14 @@ class Client3:
                 and len(self.answers[stream].body) >= size))
             assert not self.closed, self.closed
             return self.answers[stream]
+
+    def receive_some(self, stream, size):
+        """Waits for `size` bytes of an answer's body, or for its end."""
+        with self._cond:
+            self._wait(lambda: stream in self.done or stream in self.resets
+                       or self.closed or (
+                           self.answers[stream] is not None
+                           and len(self.answers[stream].body) >= size))
 
     def ended(self):
         """Waits for the connection's end."""

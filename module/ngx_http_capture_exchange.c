@@ -29,6 +29,7 @@ void
 ngx_http_capture_begin(ngx_http_capture_ctx_t *ctx)
 {
     cap_frame                *f;
+    int64_t                   arrived;
     cap_header               *h;
     ngx_int_t                 reason;
     ngx_http_capture_conn_t  *conn;
@@ -62,13 +63,18 @@ ngx_http_capture_begin(ngx_http_capture_ctx_t *ctx)
     h = (cap_header *) pool->base;
     ngx_http_capture_add(&h->worker.handed, 1);
 
+    /* phases may have taken their time; there was no pool: not known */
+
     if (ctx->arrived > conn->last_ts) {
         conn->last_ts = ctx->arrived;
     }
 
+    arrived = ctx->arrived ? conn->last_ts
+                           : ngx_http_capture_conn_time(pool, conn);
+
     f = ngx_http_capture_frame(pool, ctx, CAP_FRAME_READ);
     f->flags = CAP_FRAME_BEGIN;
-    f->ts_ns = conn->last_ts;
+    f->ts_ns = arrived;
 
     if (ngx_http_capture_pool_data(pool, f, ctx->head, ctx->head_len)
         != NGX_OK)

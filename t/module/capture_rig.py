@@ -44,11 +44,12 @@ HOP = {"connection", "keep-alive", "transfer-encoding"}
 class Rig:
     """http, server, location, main, events   further snippets of configuration
     sidecar                  False: the test starts rig.sidecar itself
-    options                  attributes of the FakeSidecar before it starts"""
+    options                  attributes of the FakeSidecar before it starts
+    env                      added to NGINX's environment"""
 
     def __init__(self, directory, source, http="", server="", location="",
                  main="", capture="on", wait="off", buffer="8m", workers=1,
-                 sidecar=True, options=None, log_level="info"):
+                 sidecar=True, options=None, log_level="info", env=None):
         os.makedirs(directory)
         self.directory = directory
         self.source = source
@@ -63,6 +64,7 @@ class Rig:
                              source=source.port if source else 1),
             server=SERVER.format(capture=capture, wait=wait, location=location,
                                  server=server))
+        self.nginx.env |= env or {}
 
     def start(self):
         if self.start_sidecar:

@@ -5,16 +5,22 @@ FakeSidecar checks the grammar, contiguous sequence numbers, timestamps and fres
 connectionIds in every test of this directory.
 """
 
+import threading
 import time
 
 import pytest
 
 from capture_rig import Message, lengths_fit, same_request, same_response
 from rig.client import build_request
+from rig.clock import Clock
+from rig.process import SANITIZED
 from rig.source import Response, pattern
 from rig.status import wait_until
 
 HOST = ("Host", "source.test:9200")
+
+needs_clock = pytest.mark.skipif(
+    SANITIZED, reason="ASan must be the first of preloaded libraries")
 
 
 def test_keep_alive_requests_of_all_methods_come_in_order_under_one_id(rig, source):
@@ -307,6 +313,46 @@ def test_a_request_has_its_arrival_s_time_and_times_never_go_back(rig, source):
     x, = r.exchanges(1)
     assert before <= x.first_ts <= x.last_ts <= after
     assert before <= x.connection.opened <= after
+
+
+@needs_clock
+def test_times_never_go_back_where_the_clock_does(rig, source, workdir):
+    """On one connection; another one has the new time. (FakeSidecar checks that
+    no frame has an earlier time than the one before it.)"""
+    clock = Clock(workdir)
+    r = rig(env=clock.env)
+    newest, behind = 0, 0
+    with r.client() as old:
+        for i, step in enumerate((0, -30, 20, -15, 0.5, 24.7)):
+            clock.step(step)
+            before = clock.now()
+            assert old.request("GET", "/old").status == 200
+            assert r.get("/new").status == 200
+            after = clock.now()
+            x, new = r.exchanges(2 * i + 2)[-2:]
+            assert before <= new.first_ts <= new.last_ts <= after
+            assert max(before, newest) <= x.first_ts <= x.last_ts
+            assert x.last_ts <= max(after, newest)
+            behind += x.last_ts > after
+            newest = x.last_ts
+    assert behind == 4
+
+
+def test_a_request_has_its_arrival_s_time_though_it_waits_in_a_phase(rig, source):
+    """auth_request takes its time: whether it is captured is known after it."""
+    hold = threading.Event()
+    source.answer = lambda q: Response(hold=hold if q.target == "/auth" else None)
+    r = rig(location="auth_request /auth;",
+            server="location = /auth { internal; proxy_pass http://source; }")
+    with r.client() as client:
+        before = time.time_ns()
+        client.send(build_request("GET", "/", [HOST]))
+        wait_until(lambda: source.requests)
+        arrived = time.time_ns()
+        hold.set()
+        assert client.receive().status == 200
+    x, = r.exchanges(1)
+    assert before <= x.first_ts <= arrived <= x.last_ts
 
 
 def test_many_connections_at_once_have_ids_and_slots_of_their_own(rig, source):

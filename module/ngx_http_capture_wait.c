@@ -41,6 +41,7 @@ static void ngx_http_capture_wait_failed(ngx_http_capture_wait_t *wait);
 static void ngx_http_capture_wait_resume(ngx_http_capture_wait_t *wait);
 static void ngx_http_capture_wait_timer_handler(ngx_event_t *ev);
 static ngx_uint_t ngx_http_capture_wait_client_gone(ngx_http_request_t *r);
+static ngx_uint_t ngx_http_capture_wait_cancelled(ngx_http_request_t *r);
 static void ngx_http_capture_wait_ended(ngx_http_capture_wait_t *wait,
     ngx_chain_t *in);
 static ngx_int_t ngx_http_capture_wait_answer(ngx_http_request_t *r);
@@ -311,6 +312,18 @@ ngx_http_capture_wait_client_gone(ngx_http_request_t *r)
 
     c = r->connection;
 
+#if (NGX_HTTP_V3)
+
+    if (c->quic) {
+
+        /* eof is how a request ends */
+
+        return c->error || c->read->error
+               || ngx_http_capture_wait_cancelled(r);
+    }
+
+#endif
+
     if (c->error || c->read->eof || c->read->pending_eof) {
         return 1;
     }
@@ -331,6 +344,26 @@ ngx_http_capture_wait_client_gone(ngx_http_request_t *r)
 
     return n == 0 || (n == -1 && ngx_socket_errno != NGX_EAGAIN
                       && ngx_socket_errno != NGX_EINTR);
+}
+
+
+/*
+ * HTTP/3: the client does not want the answer (STOP_SENDING).  Of this NGINX
+ * tells nobody while a request is read.
+ */
+
+static ngx_uint_t
+ngx_http_capture_wait_cancelled(ngx_http_request_t *r)
+{
+#if (NGX_HTTP_V3)
+
+    return r->connection->quic && r->connection->write->error;
+
+#else
+
+    return 0;
+
+#endif
 }
 
 
@@ -456,6 +489,12 @@ ngx_http_capture_wait_end(ngx_http_capture_wait_t *wait,
 
     if (held) {
         ngx_http_capture_wait_unlink(wait);
+
+        if (state == ngx_http_capture_wait_acked && wait->refuse
+            && ngx_http_capture_wait_cancelled(ctx->request))
+        {
+            state = ngx_http_capture_wait_left;
+        }
     }
 
     if (held || state == ngx_http_capture_wait_skipped) {
@@ -503,7 +542,9 @@ ngx_http_capture_wait_failed(ngx_http_capture_wait_t *wait)
 
     if (wait->refuse) {
         wait->refused = 1;
-        ngx_http_capture_finish(ctx, CAP_FRAME_DROP, CAP_REFUSED);
+        ngx_http_capture_finish(ctx, CAP_FRAME_DROP,
+                                wait->state == ngx_http_capture_wait_left
+                                ? CAP_CLIENT_ABORT : CAP_REFUSED);
         return;
     }
 

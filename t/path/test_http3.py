@@ -13,8 +13,11 @@ from rig.process import free_port
 from rig.source import Response, pattern
 from rig.status import wait_until
 
+from path.fidelity import row
 from path.session import Session, assert_balanced, assert_captured, lost, settled
 from path.test_http2 import Session2, echo
+
+FIDELITY = "HTTP/3"
 
 pytestmark = pytest.mark.skipif(
     not has_http3(), reason="this NGINX has no HTTP/3: script/test-versions")
@@ -43,6 +46,9 @@ def stack3(stack, certificate):
     return make
 
 
+@row("HTTP/3: methods, bodies with and without a length, cookies", captured="as of "
+     "HTTP/2", replayed="the request as HTTP/1.1",
+     limits="NGINX 1.25.0 and newer; a request's trailers are dropped by NGINX")
 def test_a_session_is_captured_as_http_1_1(stack3, source):
     source.answer = echo
     s = stack3()
@@ -92,6 +98,8 @@ def test_host_without_authority_keeps_its_place_and_never_comes_twice(
     assert x.request == b"\r\n".join([b"GET / HTTP/1.1", *heads, b"", b""])
 
 
+@row("HTTP/3: ends of streams that come later, in an empty DATA frame or in none",
+     captured="all of it", replayed="the request as HTTP/1.1")
 def test_ends_that_come_late(stack3, source):
     """In a frame without a byte, or in no frame; with and without a length."""
     source.answer = echo
@@ -117,6 +125,8 @@ def test_ends_that_come_late(stack3, source):
     assert_captured(s.drain(), [c])
 
 
+@row("HTTP/3: 100 concurrent streams", captured="each on a connectionId of its own, "
+     "which is used again", replayed="at the same time, on as many connections")
 def test_100_concurrent_streams_are_100_connections_that_are_reused(stack3, source):
     release = threading.Event()
     source.answer = lambda q: Response(body=q.target.encode() * 300, hold=release)
@@ -158,6 +168,9 @@ def test_5_mb_up_and_down_side_by_side(stack3, source, buffering):
     assert_captured(s.drain(), [c], lanes=True)
 
 
+@row("HTTP/3: a stream that is reset", captured="nothing before the request's end: "
+     "filtered(client_abort); after it what came of the response",
+     replayed="nothing, or the request; its response is named as cut")
 def test_resets_leave_nothing_to_replay_or_a_named_cut(stack3, source):
     """NGINX finds out that an answer is not wanted when it writes more of it."""
     hold = threading.Event()
@@ -209,6 +222,9 @@ def test_a_reset_instead_of_the_end_is_not_replayed(stack3, source, length):
     assert_captured(s.drain(), [c])
 
 
+@row("HTTP/3: a connection that is closed, or from which nothing comes any more",
+     captured="as of its streams' resets", replayed="as of its streams' resets",
+     limits="without a word NGINX notices after `keepalive_timeout`")
 @pytest.mark.parametrize("how", ["close", "vanish"])
 def test_a_connection_that_ends_early_closes_each_of_its_lanes(stack3, source, how):
     """By CONNECTION_CLOSE, or because nothing comes any more."""
@@ -270,8 +286,7 @@ def test_trailers_of_a_request_are_not_kept(stack3, source):
 def test_an_answer_without_reading_the_body_drops_the_request(stack3, source):
     s = stack3(server="location /s { root html; }")
     with Session3(s) as c:
-        stream = c.client.start("POST", "/s", end=False)
-        c.client.data(stream, b"abc", end=False)
+        stream = c.client.start("POST", "/s", end=False, data=b"abc")
         assert c.client.receive(stream).status == 404
         c.request("GET", "/whole")
         status = assert_balanced(s.wait_for_status(settled(2)))
@@ -307,6 +322,9 @@ def test_a_reload_names_what_it_cuts_and_captures_what_follows(stack3, source):
     assert len(whole) == 5 and len({x.connection_id for x in whole}) == 1
 
 
+@row("HTTP/3: an unbuffered upload that is answered before its end, and goes on to it",
+     captured="all of it, the response behind the request",
+     replayed="the whole request, then the response", limits="as with HTTP/1")
 @pytest.mark.parametrize("wait, failure", [
     ("off", "forward"), ("mutating", "forward"), ("mutating", "refuse")])
 def test_an_early_response_follows_its_request(stack3, source, wait, failure):
@@ -326,7 +344,6 @@ def test_an_early_response_follows_its_request(stack3, source, wait, failure):
                 [("content-length", "50000")] if length else []), end=False)
             c.client.data(stream, body[:30_000], end=False)
             c.client.receive_head(stream, 40_000)
-            assert s.status()["total"]["pending"] == 1
             before = s.status()["total"]["bytes"]
             c.client.data(stream, body[30_000:])
             s.wait_for_status(
@@ -341,6 +358,7 @@ def test_an_early_response_follows_its_request(stack3, source, wait, failure):
     assert_captured(s.drain(), [c])
 
 
+@row("HTTP/3: the same whose request never ends", ends="unread_body")
 @pytest.mark.parametrize("ends", ["answer", "reset", "close"])
 def test_an_early_response_whose_request_never_ends_is_dropped(stack3, source, ends):
     """The answer is complete first, its client resets the stream, or leaves."""
@@ -371,12 +389,44 @@ def test_an_early_response_whose_request_never_ends_is_dropped(stack3, source, e
     assert_captured(s.drain(), [c])
 
 
+@pytest.mark.parametrize("ends", ["close", "reset"])
+@pytest.mark.parametrize("length", [True, False])
 @pytest.mark.parametrize("buffering", ["on", "off"])
-def test_a_request_waits_for_its_record(stack3, source, buffering):
+def test_a_held_request_that_is_refused_when_not_durable_is_withdrawn(
+        stack3, source, buffering, length, ends):
+    """Under `refuse` a client that leaves first has not asked for anything."""
+    s = stack3(wait="mutating", location="capture_on_failure refuse;"
+               f"proxy_request_buffering {buffering};")
+    s.sidecar.pause()
+    c = Session3(s)
+    streams = [c.client.send_request("POST", "/", body=b"abc" * 1000, length=length)
+               for _ in range(3)]
+    s.wait_for_status(lambda st: st["total"]["waits"]["held"] == 3)
+    if ends == "close":
+        c.client.close()
+        s.wait_for_status(lambda st: st["total"]["waits"]["left"] == 3)
+    for stream in streams if ends == "reset" else []:
+        c.client.reset_stream(stream)
+        c.client.receive(stream)         # NGINX has answered with a reset
+    s.sidecar.resume()
+    total = s.wait_for_status(settled(3))["total"]
+    assert total["waits"]["left"] == total["filtered"]["client_abort"] == 3, total
+    if ends == "reset":
+        c.request("POST", "/after", body=b"abc")
+        c.client.close()
+    assert_captured(s.drain(), [c])
+    if buffering == "on":
+        assert [q.target for q in source.requests] == ["/after"] * len(c.exchanges)
+
+
+@pytest.mark.parametrize("failure", ["forward", "refuse"])
+@pytest.mark.parametrize("buffering", ["on", "off"])
+def test_a_request_waits_for_its_record(stack3, source, buffering, failure):
     """An end that is held and released is not read again: NGINX would wait for
     client_body_timeout."""
     source.answer = echo
-    s = stack3(wait="mutating", location=f"proxy_request_buffering {buffering};")
+    s = stack3(wait="mutating", location=f"proxy_request_buffering {buffering};"
+               f"capture_on_failure {failure};")
     with Session3(s) as c:
         bodies = [(body, length) for length in (True, False)
                   for body in (b"", b"x", pattern(3000), pattern(300_000))]

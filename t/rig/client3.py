@@ -79,8 +79,9 @@ class Client3:
     # sending
 
     def start(self, method, target, headers=(), end=True, authority="source.test",
-              scheme="https"):
-        """HEADERS; the stream's number. `authority` None: without it."""
+              scheme="https", data=None):
+        """HEADERS; the stream's number. `authority` None: without it. `data`: a
+        frame of it behind them, before an answer can end the stream."""
         fields = [(":method", method), (":scheme", scheme), (":path", target)]
         if authority is not None:
             fields.insert(2, (":authority", authority))
@@ -90,6 +91,8 @@ class Client3:
             self.h3.send_headers(stream, [
                 (n.encode("latin-1"), v.encode("latin-1"))
                 for n, v in [*fields, *headers]], end_stream=end)
+            if data is not None:
+                self.h3.send_data(stream, data, False)
             self._flush()
         return stream
 

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from path.fidelity import row
 from rig import nginx as rig_nginx
 from rig.client import Client
 from rig.client2 import Client2
@@ -28,6 +29,9 @@ def poor_module(tmp_path):
     return str(tmp_path / "ngx_http_capture_module.so")
 
 
+@row("HTTP/2 and HTTP/3 where the module was built without them", ends="unsupported",
+     section="Not captured, or not wholly",
+     limits="said once, when the configuration is read")
 @pytest.mark.timeout(600)          # it compiles
 @pytest.mark.skipif(SANITIZED or not os.path.exists(SRC),
                     reason="for the installed NGINX and its headers")

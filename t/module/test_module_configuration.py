@@ -74,7 +74,8 @@ def test_a_wrong_directive_is_a_clear_error(check_config, http, server, error):
     ("", "capture off;"), ("", "location / { capture_status; }"),
     (SIDECAR + "capture on; capture_buffer 1m;", "capture off;"),
     (SIDECAR, "capture $arg_a$arg_b; capture_wait off; capture_bypass $arg_a $arg_b;"),
-    (SIDECAR, "capture_include unreplayable; capture on;"),
+    (SIDECAR, "capture_include unreplayable not_forwarded; capture on;"),
+    (SIDECAR, "capture_include off; capture on;"),
     (f"capture_sidecar unix:/{'x' * 106};", "capture on;"),
     (SIDECAR + "log_format f '$capture_result$capture_connection_id"
      "$capture_wait_time'; access_log access.log f;", ""),

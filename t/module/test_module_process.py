@@ -238,8 +238,6 @@ def test_reload_moves_to_another_socket_buffer_and_off(rig, source):
     r.exchanges(3)
 
 
-@row("`master_process off`", captured="all of it", replayed="the request",
-     section="What NGINX does with a request")
 def test_without_a_master_process_it_works(rig):
     r = rig(main="master_process off;")
     with r.client() as client:

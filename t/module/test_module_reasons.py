@@ -286,9 +286,8 @@ def test_capture_off_counts_nothing(rig):
     r.total(seen=1, captured=1)
 
 
-@row("a request line over 4,096 bytes, or headers over 8,192",
-     captured="nothing: filtered(unreplayable)", replayed="nothing",
-     limits="`capture_include unreplayable` captures it all the same")
+@row("the same with `capture_include unreplayable`", captured="all of it",
+     replayed="nothing, as long as the Replayer has these limits")
 @pytest.mark.parametrize("include", ["", "capture_include unreplayable;"])
 def test_what_the_replayer_cannot_take_is_unreplayable(rig, include):
     """Its limits: 4,096 bytes of request line, 8,192 of header lines; exactly."""
@@ -313,9 +312,6 @@ def test_what_the_replayer_cannot_take_is_unreplayable(rig, include):
         r.total(seen=4, captured=2, unreplayable=2)
 
 
-@row("Upgrade, WebSocket, answered by 101", captured="nothing: filtered(upgrade)",
-     replayed="nothing", limits="an Upgrade that the source does not take up is an "
-     "exchange like any other")
 def test_an_upgrade_is_dropped_and_its_tunnel_not_captured(rig, source):
     source.answer = lambda q: Response(
         raw=b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
@@ -348,7 +344,6 @@ def test_an_upgrade_that_is_not_taken_up_is_a_usual_exchange(rig, source):
     same_response(x, answer)
 
 
-@row("HTTP/0.9", captured="nothing: filtered(unsupported)", replayed="nothing")
 def test_http_09_is_unsupported(rig, source):
     r = rig()
     with r.client() as client:

@@ -12,6 +12,7 @@ the module's FIDELITY. This file imports nothing, for its sake.
 SECTIONS = (
     "HTTP/1",
     "HTTP/2",
+    "HTTP/3",
     "gRPC, streams, early responses",
     "What NGINX does with a request",
     "Clients and sources that go away",
@@ -28,6 +29,9 @@ ENDS = {
     "unread_body": ("nothing: filtered(unread_body)", "nothing"),
     "not_forwarded": ("nothing: filtered(not_forwarded)", "nothing"),
     "bad_request": ("nothing: filtered(bad_request)", "nothing"),
+    "unreplayable": ("nothing: filtered(unreplayable)", "nothing"),
+    "upgrade": ("nothing: filtered(upgrade)", "nothing"),
+    "unsupported": ("nothing: filtered(unsupported)", "nothing"),
     "unseen": ("nothing, and it is not counted: there is no request yet",
                "nothing"),
 }

@@ -117,6 +117,35 @@ def test_tls_with_alpn_and_both_versions_on_one_server(stack2, source, certifica
     assert_captured(s.drain(), [tls, plain, one])
 
 
+@row("HTTP/2: ends of streams that come later, in an empty DATA frame",
+     captured="all of it", replayed="the request as HTTP/1.1")
+@pytest.mark.parametrize("buffering", ["on", "off"])
+def test_ends_that_come_late(stack2, source, buffering):
+    source.answer = echo
+    s = stack2(workers=1, location=f"proxy_request_buffering {buffering};")
+    with Session2(s.port2) as c:
+        for i, (length, body) in enumerate(
+                (length, body) for length in (True, False, None)
+                for body in (b"", b"x" * 3000)):
+            method = "GET" if length is None else "POST"
+            if length is None and body:
+                continue
+            mark = [("x-mark", f"late-{buffering}-{i}")]
+            stream = c.client.start(method, f"/{i}", mark + (
+                [("content-length", str(len(body)))] if length else []), end=False)
+            if body:
+                c.client.data(stream, body, end=False)
+            if not (buffering == "off" and length):
+                # there the source has all of it, and may have answered
+                s.wait_for_status(lambda st: st["total"]["pending"] == 1)
+            c.client.data(stream, b"")
+            c.finish(SimpleNamespace(
+                stream=stream, mark=mark[0][1].encode(), method=method.encode(),
+                raw=captured(method, f"/{i}", mark, body, bool(length))))
+            s.wait_for_status(lambda st: st["total"]["pending"] == 0)
+    assert_captured(s.drain(), [c])
+
+
 @row("HTTP/2: 100 concurrent streams", captured="each on a connectionId of its own, "
      "which is used again", replayed="at the same time, on as many connections")
 def test_100_concurrent_streams_are_100_connections_that_are_reused(stack2, source):

@@ -542,6 +542,55 @@ def unread(m):
     m.filtered("unread_body", 2)
 
 
+# what cannot be replayed
+
+@case("a request line over 4,096 bytes, or headers over 8,192", ends="unreplayable",
+      limits="`capture_include unreplayable` captures it all the same",
+      http="large_client_header_buffers 8 32k;")
+def too_long(m):
+    with m.session() as c:
+        for target, headers in (("/too_long/" + "x" * 4096, []),
+                                ("/too_long", [("X-Long", "x" * 8192)])):
+            raw, _ = marked("GET", target, headers)
+            c.client.send(raw)
+            assert c.client.receive().status == 200
+        c.request("GET", "/too_long")
+    m.filtered("unreplayable", 2)
+
+
+@case("Upgrade, WebSocket, answered by 101", ends="upgrade",
+      limits="an Upgrade that the source does not take up is an exchange like any "
+             "other",
+      server="location /upgrade { proxy_pass @SOURCE@;"
+             "proxy_set_header Upgrade $http_upgrade;"
+             'proxy_set_header Connection "Upgrade"; }')
+def upgrade(m):
+    m.answer(lambda q: Response(
+        raw=b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\n\r\nTUNNEL")
+        if "taken" in q.target else Response(426))
+    wanted = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
+    for method in ("GET", "POST"):
+        with m.session() as c:
+            body = b"abc" if method == "POST" else None
+            assert c.request(method, "/upgrade/no", wanted, body).status == 426
+            c.client.send(marked(method, "/upgrade/taken", wanted, body)[0])
+            assert c.client.receive().status == 101
+            assert c.client.receive_some(6) == b"TUNNEL"
+            c.client.send(marked("GET", "/never/seen")[0])
+        m.filtered("upgrade", 1)
+
+
+@case("HTTP/0.9", ends="unsupported")
+def http_09(m):
+    c = m.session()
+    c.client.send(b"GET /http_09\r\n")
+    while c.client._fill():
+        pass
+    assert bytes(c.client._buffer) == b"/http_09 0\n"
+    m.filtered("unsupported", 1)
+
+
 # connections
 
 @case("`keepalive_requests`, `Connection: close`, HTTP/1.0", captured=WHOLE,

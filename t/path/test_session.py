@@ -107,6 +107,19 @@ def test_expect_is_stripped_and_the_client_still_gets_its_100(stack, source):
     assert b"xpect" not in result.exchanges[0].request
 
 
+@row("`master_process off`", captured="all of it", replayed="the request",
+     section="What NGINX does with a request")
+def test_without_a_master_process_all_is_captured(stack, source):
+    s = stack(main="master_process off;", wait="mutating")
+    with Session(s) as c, Session(s) as d:
+        for i in range(5):
+            c.request("POST", f"/{i}", body=pattern(50_000, i))
+            d.request("GET", f"/{i}")
+        waits = s.wait_for_status(settled(10))["total"]["waits"]
+    assert waits["held"] == waits["acked"] == 5
+    assert_captured(s.drain(), [c, d])
+
+
 def test_gzip_is_captured_before_it_is_applied(stack, source):
     source.answer = lambda r: Response(
         headers=[("Content-Type", "application/json")], body=b'{"a":1}' * 500)

@@ -66,7 +66,8 @@ UNITS := $(patsubst t/unit/%.c,$(BUILD)/unit/%,$(wildcard t/unit/test_*.c))
 OBJ := $(BUILD)/obj
 objects = $(patsubst %.c,$(OBJ)/%.o,$(1))
 
-LIBS := $(RDKAFKA_LIBS) -lmicrohttpd -ljansson -lcurl -lssl -lcrypto -lm -lpthread
+LIBS := $(RDKAFKA_LIBS) -lmicrohttpd -ljansson -lcurl -lssl -lcrypto -lz -lm \
+    -lpthread
 
 .PHONY: all module sidecar launcher tools man unit check asan asan-check \
     install clean distclean help
@@ -90,7 +91,7 @@ $(BUILD)/capture-sidecar: $(call objects,sidecar/main.c) $(BUILD)/libcapture.a
 
 # cJSON before librdkafka, whose archive holds one of its own
 $(BUILD)/capturectl: $(call objects,$(TOOLS)) $(BUILD)/libcapture.a
-	$(call say,LINK)$(LINK) -o $@ $^ -lcjson -lcurl -lpcre2-8 -lz $(LIBS)
+	$(call say,LINK)$(LINK) -o $@ $^ -lcjson -lcurl -lpcre2-8 $(LIBS)
 
 # Out of capturectl's own tables; one page by itself and one a subcommand.
 man: $(BUILD)/man/capturectl.1

@@ -119,6 +119,8 @@ CAPTURE = {
     "off": "capture_sidecar unix:{socket}; capture off;",
     "unlinked": "capture_sidecar unix:{socket}.none; capture on;",
     "on": "capture_sidecar unix:{socket}; capture on;",
+    "all": "capture_sidecar unix:{socket}; capture on;"
+           "capture_include not_forwarded unreplayable;",
 }
 
 
@@ -283,13 +285,14 @@ def test_nginx_sends_the_same_without_with_and_while_capturing(
     try:
         for how, capture in CAPTURE.items():
             port2, port3 = free_port(), free_port()
+            told = len(sidecar.log_text())
             n = nginx(module=how != "absent", server=SERVER.format(
                 root=root, port2=port2, gunzip=GUNZIP,
                 listen3=LISTEN3.format(port3, *certificate)), http=HTTP.format(
                     capture=capture.format(socket=socket), source=source.port,
                     dead=dead, cache=os.path.join(workdir, f"cache-{how}")))
-            if how == "on":
-                sidecar.process.wait_for_log("linked")
+            if how in ("on", "all"):
+                sidecar.process.wait_for_log("linked", start=told)
             before = len(source.requests)
             answers = {name: converse(n.port, sent) for name, sent in pieces()}
             answers |= dict(converse2("HTTP/2", lambda: Client2(port2)))

@@ -11,6 +11,7 @@ A thread moves the packets: acknowledgements and retransmissions do not wait for
 the test. Frames go out when a call says so, as congestion control allows.
 """
 
+import contextlib
 import select
 import socket
 import threading
@@ -176,6 +177,13 @@ class Client3:
         with self._cond:
             self._wait(lambda: self.closed)
         return True
+
+    @contextlib.contextmanager
+    def stalled(self):
+        """Meanwhile nothing is read, so that the peer has no credit for more; what
+        this thread says goes out."""
+        with self._cond:
+            yield
 
     # ending
 

@@ -404,6 +404,7 @@ void ngx_http_capture_status_exit(ngx_cycle_t *cycle);
 void ngx_http_capture_count(ngx_uint_t reason);
 void ngx_http_capture_count_seen(void);
 void ngx_http_capture_count_wait(ngx_uint_t cell, uint64_t n);
+void ngx_http_capture_count_waited(ngx_msec_t time);
 void ngx_http_capture_count_uncaptured(ngx_uint_t excluded, ngx_int_t n);
 
 

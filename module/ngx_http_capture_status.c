@@ -334,6 +334,25 @@ ngx_http_capture_count_wait(ngx_uint_t cell, uint64_t n)
 }
 
 
+/* How long one was held.  Without a pool nobody reads how they spread. */
+
+void
+ngx_http_capture_count_waited(ngx_msec_t time)
+{
+    cap_header                 *h;
+    ngx_http_capture_worker_t  *w;
+
+    w = ngx_http_capture_worker;
+
+    if (w && w->pool) {
+        h = (cap_header *) w->pool->base;
+        ngx_http_capture_add(&h->waited[cap_waited_cell(time)], 1);
+    }
+
+    ngx_http_capture_count_wait(CAP_WAIT_TIME_MS, time);
+}
+
+
 /*
  * Requests in flight that may change the source and are not captured: by rule,
  * which `excluded` counts, or because they could not be.  By how many.

@@ -454,7 +454,7 @@ ngx_http_capture_wait_unlink(ngx_http_capture_wait_t *wait)
     }
 
     wait->waited = ngx_current_msec - wait->begun;
-    ngx_http_capture_count_wait(CAP_WAIT_TIME_MS, wait->waited);
+    ngx_http_capture_count_waited(wait->waited);
 
     if (w->probe == wait) {
         w->probe = NULL;

@@ -220,6 +220,7 @@ static conn *open_conn(assemble *a, uint32_t slot, uint32_t generation,
     c->low_water = -1;
     TAILQ_INSERT_TAIL(&a->conns, c, all);
     metrics_cell[METRIC_CONNECTIONS]++;
+    metrics_cell[METRIC_CONNECTIONS_TOTAL]++;
     e->conn = c;
     e->generation = c->generation;
     e->reason = CAP_NONE;
@@ -358,6 +359,7 @@ static void conn_abandoned(conn *c, unsigned reason) {
     slot_entry *e = &a->slots[c->slot];
 
     untime(a, c);
+    metrics_cell[METRIC_CONNECTIONS_ABANDONED]++;
     e->conn = NULL;
     e->reason = (uint8_t)reason;
 }
@@ -369,6 +371,10 @@ static void conn_closed(conn *c) {
     untime(a, c);
     TAILQ_REMOVE(&a->conns, c, all);
     metrics_cell[METRIC_CONNECTIONS]--;
+    if (c->opened_ns != 0) {
+        metrics_observe(HISTOGRAM_CONNECTION,
+                        (uint64_t)(c->last_ts_ns - c->opened_ns));
+    }
     if (e->conn == c) {
         e->conn = NULL;
     }
@@ -482,6 +488,39 @@ static int64_t sound_time(const assemble *a, conn *c, int64_t ts_ns) {
 /* What may be in the topic can neither be cut nor withdrawn. */
 static bool in_doubt(const conn *c, const frame_ref *r) {
     return r->seq <= c->until_seq;
+}
+
+/* What passes, and how long it takes, for /metrics. */
+static void measure(conn *c, const frame_ref *r) {
+    switch (r->type) {
+    case CAP_FRAME_READ:
+        metrics_cell[METRIC_BYTES_READ] += r->size;
+        if (r->flags & CAP_FRAME_BEGIN) {
+            c->begin_ns = r->ts_ns;
+        }
+        break;
+    case CAP_FRAME_EOM:
+        if (c->begin_ns != 0) {
+            metrics_observe(HISTOGRAM_REQUEST,
+                            (uint64_t)(r->ts_ns - c->begin_ns));
+        }
+        c->eom_ns = r->ts_ns;
+        break;
+    case CAP_FRAME_WRITE:
+        metrics_cell[METRIC_BYTES_WRITTEN] += r->size;
+        break;
+    case CAP_FRAME_END:
+        if (c->eom_ns != 0) {
+            metrics_observe(HISTOGRAM_RESPONSE,
+                            (uint64_t)(r->ts_ns - c->eom_ns));
+        }
+        break;
+    default:
+        break;
+    }
+    if (c->opened_ns == 0) {
+        c->opened_ns = r->ts_ns;
+    }
 }
 
 static void on_read(assemble *a, conn *c, frame_ref *r) {
@@ -610,6 +649,7 @@ enum cap_reason assemble_frame(assemble *a, const pool_frame *f,
     }
     r->flags &= CONN_FRAME_WORKERS;
     r->ts_ns = sound_time(a, c, r->ts_ns);
+    measure(c, r);
     take(a, c, r, (uint8_t)phase);
     return CAP_NONE;
 }

@@ -57,6 +57,7 @@ typedef struct conn {
     uint8_t phase; /* enum conn_phase */
     bool waits;    /* had a waited request: ends do not flush */
     int64_t last_ts_ns;
+    int64_t opened_ns, begin_ns, eom_ns; /* for metrics; 0: not known */
     frame_ref *begin;      /* the open exchange's first frame while unsent */
     frame_ref *begin_prev; /* the one before it in the queue, or NULL */
     frame_ref *eom;        /* its endOfMessage while unsent */

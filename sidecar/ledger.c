@@ -33,8 +33,9 @@ typedef struct ledger_record {
     unsigned class; /* of the buffer */
     uint32_t number;
     encode_span span;
-    bool exported; /* was offered to the export */
-    bool failed;   /* was handed over before */
+    bool exported;     /* was offered to the export */
+    bool failed;       /* was handed over before */
+    int64_t handed_ns; /* first; 0: not yet */
     int64_t backoff_ns;
     loop_timer retry;
 } ledger_record;
@@ -82,6 +83,7 @@ ledger *ledger_new(const config *c, loop *loop, const ledger_events *ev) {
     l->events = ev;
     l->record_size = c->record_size;
     l->inflight_size = c->inflight_size;
+    metrics_cell[METRIC_INFLIGHT_LIMIT] = c->inflight_size;
     TAILQ_INIT(&l->due);
     if (c->export_path != NULL) {
         l->export = export_open(c);
@@ -163,6 +165,7 @@ static void ready(void *owner, bool is_ready) {
 static void enlist(ledger *l, conn *c) {
     if (!c->is_due) {
         c->is_due = true;
+        metrics_cell[METRIC_DUE]++;
         TAILQ_INSERT_TAIL(&l->due, c, due);
     }
 }
@@ -171,12 +174,14 @@ static void enlist(ledger *l, conn *c) {
    may be waiting for that. */
 static void enlist_first(ledger *l, conn *c) {
     c->is_due = true;
+    metrics_cell[METRIC_DUE]++;
     TAILQ_INSERT_HEAD(&l->due, c, due);
 }
 
 static void unlist(ledger *l, conn *c) {
     if (c->is_due) {
         c->is_due = false;
+        metrics_cell[METRIC_DUE]--;
         TAILQ_REMOVE(&l->due, c, due);
     }
 }
@@ -423,6 +428,8 @@ static void acked(ledger *l, ledger_record *r, int64_t offset) {
 
     metrics_cell[METRIC_RECORDS]++;
     metrics_cell[METRIC_RECORD_BYTES] += r->len;
+    metrics_observe(HISTOGRAM_DELIVERY,
+                    (uint64_t)(loop_now_ns(l->loop) - r->handed_ns));
     pool_count_record(c->pool, r->len);
     free_record(r);
     confirmed(l, c, number, offset);
@@ -549,6 +556,7 @@ static void delivered(void *owner, void *record, kafka_result result,
         free_record(r);
         return;
     }
+    metrics_cell[METRIC_RECORDS_FAILED] += result != KAFKA_ACKED;
     switch (result) {
     case KAFKA_ACKED:
         acked(l, r, offset);
@@ -603,6 +611,9 @@ static int hand_over(ledger *l, ledger_record *r) {
     conn *c = r->conn;
     bool again = r->failed;
 
+    if (r->handed_ns == 0) {
+        r->handed_ns = loop_now_ns(l->loop);
+    }
     if (l->kafka == NULL) {
         export_only(l, r);
         return 0;
@@ -652,6 +663,7 @@ static bool next_record(ledger *l, conn *c) {
         return true;
     }
     metrics_cell[METRIC_INFLIGHT_BYTES] += r->len;
+    metrics_observe(HISTOGRAM_RECORD_SIZE, r->len);
     conn_mark(c); /* what did not fit follows at once */
     write_intent(r);
     return true;

@@ -17,6 +17,7 @@
 
 #include "sidecar/log.h"
 #include "sidecar/pool.h"
+#include "sidecar/pool_measure.h"
 #include "wire/hello.h"
 
 #define MS 1000000ll
@@ -96,6 +97,10 @@ static void add_pool(const pool *p, metrics_exchanges *to) {
     for (int i = 0; i < CAP_WAIT_CELLS; i++) {
         to->wait[i] += atomic_load_explicit(&w->wait[i], memory_order_relaxed);
     }
+    for (int i = 0; i < CAP_WAITED_CELLS; i++) {
+        to->waited[i] +=
+            atomic_load_explicit(&p->header->waited[i], memory_order_relaxed);
+    }
 }
 
 /*
@@ -116,6 +121,9 @@ static void retire_pool(links *ls, const pool *p, enum cap_reason reason) {
     for (int i = 0; i < CAP_WAIT_CELLS; i++) {
         ls->retired.wait[i] += last.wait[i];
     }
+    for (int i = 0; i < CAP_WAITED_CELLS; i++) {
+        ls->retired.waited[i] += last.waited[i];
+    }
     if (last.seen > parts && reason == CAP_WORKER_EXIT) {
         ls->retired.reason[reason] += last.seen - parts;
         parts = last.seen;
@@ -131,16 +139,22 @@ static void retire_pool(links *ls, const pool *p, enum cap_reason reason) {
 void links_sum(void *owner, metrics_exchanges *into) {
     links *ls = owner;
     peer *p;
-    uint64_t used = 0;
+    pool_measures m;
 
     *into = ls->retired;
+    pool_measure_begin(&m);
     TAILQ_FOREACH(p, &ls->peers, all) {
         if (p->pool != NULL) {
             add_pool(p->pool, into);
-            used += p->pool->held;
+            pool_measure(p->pool, &m);
         }
     }
-    metrics_cell[METRIC_POOL_BLOCKS_USED] = used;
+    metrics_cell[METRIC_POOL_BLOCKS] = m.blocks;
+    metrics_cell[METRIC_POOL_BLOCKS_USED] = m.used;
+    metrics_cell[METRIC_POOL_FULLEST] = m.fullest_permille;
+    metrics_cell[METRIC_POOL_OLDEST] = m.oldest_ms;
+    metrics_cell[METRIC_POOL_TIME_TO_FULL] =
+        m.full_ms == UINT64_MAX ? METRICS_INFINITE : m.full_ms;
 }
 
 /* ---- a peer's end ---- */

@@ -3,7 +3,47 @@
 #include <inttypes.h>
 #include <string.h>
 
+#define MS 1000000ull
+#define S (1000 * MS)
+
 uint64_t metrics_cell[METRIC_COUNT];
+
+static const uint64_t bounds_TIME[] = {
+    MS,        5 * MS / 2, 5 * MS,   10 * MS,  25 * MS,
+    50 * MS,   100 * MS,   250 * MS, 500 * MS, S,
+    5 * S / 2, 5 * S,      10 * S,   30 * S,   60 * S};
+static const uint64_t bounds_LONG[] = {10 * MS, 100 * MS, 500 * MS, S,
+                                       5 * S,   10 * S,   30 * S,   60 * S,
+                                       300 * S, 600 * S,  1800 * S, 3600 * S};
+static const uint64_t bounds_SIZE[] = {256,   1024,   4096,   16384,
+                                       65536, 262144, 524288, 1048576};
+static const uint64_t bounds_WAITED[] = {
+#define X(bound) bound,
+    CAP_WAITED(X)
+#undef X
+};
+
+#define SCALE_TIME 1e-9
+#define SCALE_LONG 1e-9
+#define SCALE_SIZE 1
+#define SCALE_WAITED 1e-3
+
+_Static_assert(sizeof(bounds_WAITED) / sizeof(*bounds_WAITED) ==
+                       CAP_WAITED_CELLS - 1 &&
+                   CAP_WAITED_CELLS <= METRICS_BUCKETS,
+               "a cell for each bound and one more");
+
+static metrics_histogram histograms[HISTOGRAM_COUNT];
+static const metrics_bounds described[HISTOGRAM_COUNT] = {
+#define X(sym, called, of, text)                                               \
+    [HISTOGRAM_##sym] = {.name = called,                                       \
+                         .help = text,                                         \
+                         .bounds = bounds_##of,                                \
+                         .n = sizeof(bounds_##of) / sizeof(*bounds_##of),      \
+                         .scale = SCALE_##of},
+    HISTOGRAMS(X)
+#undef X
+};
 
 static metrics_source source;
 static void *source_owner;
@@ -65,20 +105,81 @@ void metrics_register(metrics_source s, void *owner) {
     source_owner = owner;
 }
 
-static void head(FILE *out, const description *d) {
-    fprintf(out, "# HELP capture_%s %s\n# TYPE capture_%s %s\n", d->name,
-            d->help, d->name, d->type);
+/* ---- histograms ---- */
+
+const metrics_bounds *metrics_bounds_of(enum histogram h) {
+    return &described[h];
+}
+
+void metrics_observe(enum histogram h, uint64_t value) {
+    const metrics_bounds *d = &described[h];
+    unsigned i = 0;
+    while (i < d->n && value > d->bounds[i])
+        i++;
+    histograms[h].bucket[i]++;
+    histograms[h].sum += value;
+}
+
+metrics_histogram metrics_histogram_of(enum histogram h,
+                                       const metrics_exchanges *e) {
+    if (h != HISTOGRAM_WAIT)
+        return histograms[h];
+    metrics_histogram waits = {.sum = e->wait[CAP_WAIT_TIME_MS]};
+    memcpy(waits.bucket, e->waited, sizeof(e->waited));
+    return waits;
+}
+
+void metrics_collect(metrics_exchanges *into) {
+    memset(into, 0, sizeof(*into));
+    if (source != NULL)
+        source(source_owner, into);
+}
+
+/* ---- Prometheus' text ---- */
+
+/* As it is called there. */
+static const char *type_of(const description *d) {
+    return strcmp(d->type, "milli") == 0 ? "gauge" : d->type;
+}
+
+static void head(FILE *out, const char *name, const char *type,
+                 const char *help) {
+    fprintf(out, "# HELP capture_%s %s\n# TYPE capture_%s %s\n", name, help,
+            name, type);
 }
 
 static void value(FILE *out, const description *d, uint64_t n) {
-    head(out, d);
-    fprintf(out, "capture_%s %" PRIu64 "\n", d->name, n);
+    head(out, d->name, type_of(d), d->help);
+    if (type_of(d) == d->type)
+        fprintf(out, "capture_%s %" PRIu64 "\n", d->name, n);
+    else if (n == METRICS_INFINITE)
+        fprintf(out, "capture_%s +Inf\n", d->name);
+    else
+        fprintf(out, "capture_%s %" PRIu64 ".%03u\n", d->name, n / 1000,
+                (unsigned)(n % 1000));
+}
+
+static void histogram(FILE *out, enum histogram h, const metrics_exchanges *e) {
+    const metrics_bounds *d = &described[h];
+    const metrics_histogram now = metrics_histogram_of(h, e);
+    uint64_t below = 0;
+    head(out, d->name, "histogram", d->help);
+    for (unsigned i = 0; i < d->n; i++) {
+        below += now.bucket[i];
+        fprintf(out, "capture_%s_bucket{le=\"%.7g\"} %" PRIu64 "\n", d->name,
+                (double)d->bounds[i] * d->scale, below);
+    }
+    below += now.bucket[d->n];
+    fprintf(out, "capture_%s_bucket{le=\"+Inf\"} %" PRIu64 "\n", d->name,
+            below);
+    fprintf(out, "capture_%s_sum %.9g\n", d->name, (double)now.sum * d->scale);
+    fprintf(out, "capture_%s_count %" PRIu64 "\n", d->name, below);
 }
 
 /* Every reason, also at 0, so that a rate over it begins with its first. */
 static void by_reason(FILE *out, const description *d, enum cap_class class,
                       const metrics_exchanges *e) {
-    head(out, d);
+    head(out, d->name, d->type, d->help);
     for (size_t i = 0; i < NREASONS; i++)
         if (cap_reason_class(reasons[i].number) == class)
             fprintf(out, "capture_%s{reason=\"%s\"} %" PRIu64 "\n", d->name,
@@ -88,27 +189,30 @@ static void by_reason(FILE *out, const description *d, enum cap_class class,
 
 void metrics_write(FILE *out) {
     metrics_exchanges e;
-    memset(&e, 0, sizeof(e));
-    if (source != NULL)
-        source(source_owner, &e);
+    metrics_collect(&e);
     value(out, &seen, e.seen);
     value(out, &captured, e.captured);
     value(out, &truncated, e.truncated);
     by_reason(out, &filtered, CAP_CLASS_FILTERED, &e);
     by_reason(out, &lost, CAP_CLASS_LOST, &e);
     value(out, &pending, e.pending);
-    head(out, &waits);
+    head(out, waits.name, waits.type, waits.help);
     for (size_t i = 0; i < NWAITS; i++)
-        fprintf(out, "capture_%s{result=\"%s\"} %" PRIu64 "\n", waits.name,
-                cap_wait_name(wait_cells[i].number),
-                e.wait[wait_cells[i].number]);
+        if (wait_cells[i].number != CAP_WAIT_TIME_MS) /* wait_seconds */
+            fprintf(out, "capture_%s{result=\"%s\"} %" PRIu64 "\n", waits.name,
+                    cap_wait_name(wait_cells[i].number),
+                    e.wait[wait_cells[i].number]);
     for (int i = 0; i < METRIC_COUNT; i++)
         value(out, &descriptions[i],
               __atomic_load_n(&metrics_cell[i], __ATOMIC_RELAXED));
+    for (int i = 0; i < HISTOGRAM_COUNT; i++)
+        histogram(out, (enum histogram)i, &e);
 }
 
+/* ---- the pages in docs/ ---- */
+
 static void document(FILE *out, const description *d, const char *label) {
-    fprintf(out, "| `capture_%s%s` | %s | %s |\n", d->name, label, d->type,
+    fprintf(out, "| `capture_%s%s` | %s | %s |\n", d->name, label, type_of(d),
             d->help);
 }
 
@@ -139,6 +243,9 @@ void metrics_docs(FILE *out) {
     document(out, &waits, "{result}");
     for (int i = 0; i < METRIC_COUNT; i++)
         document(out, &descriptions[i], "");
+    for (int i = 0; i < HISTOGRAM_COUNT; i++)
+        fprintf(out, "| `capture_%s` | histogram | %s |\n", described[i].name,
+                described[i].help);
     document_reasons(out, CAP_CLASS_FILTERED, "Reasons of filtered");
     document_reasons(out, CAP_CLASS_LOST, "Reasons of lost");
     fputs("\n## Results of waits\n\n"

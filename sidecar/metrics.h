@@ -15,7 +15,8 @@
 #include "sidecar/loop.h"
 #include "wire/counters.h"
 
-/* X(symbol, name without "capture_", type, help) */
+/* X(symbol, name without "capture_", type, help).  A "milli" is a gauge whose
+   cell counts thousandths, METRICS_INFINITE being +Inf. */
 #define METRICS(X)                                                             \
     X(LINKS, "links", gauge, "workers linked now")                             \
     X(LINKS_TOTAL, "links_total", counter, "links accepted since start")       \
@@ -24,9 +25,16 @@
     X(LINKS_BAD, "links_bad_total", counter,                                   \
       "links ended because the worker's memory broke the rules")               \
     X(CONNECTIONS, "connections", gauge, "open connectionIds")                 \
+    X(CONNECTIONS_TOTAL, "connections_total", counter,                         \
+      "connectionIds that were opened")                                        \
+    X(CONNECTIONS_ABANDONED, "connections_abandoned_total", counter,           \
+      "connectionIds that were given up because something of them was lost")   \
+    X(BYTES_READ, "request_bytes_total", counter, "bytes of requests")         \
+    X(BYTES_WRITTEN, "response_bytes_total", counter, "bytes of responses")    \
     X(POOLS_ADOPTED, "pools_adopted_total", counter,                           \
       "pools that were taken over from a sidecar that had died")               \
     X(POOL_BYTES, "pool_bytes", gauge, "mapped memory of all pools")           \
+    X(POOL_BLOCKS, "pool_blocks", gauge, "blocks of all pools, 64 KiB each")   \
     X(POOL_BLOCKS_USED, "pool_blocks_used", gauge,                             \
       "blocks that hold bytes not yet held elsewhere")                         \
     X(SPOOL_SIZE, "spool_size_bytes", gauge,                                   \
@@ -38,11 +46,20 @@
       "times that a block found no room in the spool")                         \
     X(SPOOL_DAMAGED, "spool_damaged_blocks_total", counter,                    \
       "blocks in the spool whose checksum was wrong")                          \
+    X(POOL_FULLEST, "pool_fullest_ratio", milli,                               \
+      "share of its blocks that the fullest pool uses, 0 to 1")                \
+    X(POOL_OLDEST, "pool_oldest_seconds", milli,                               \
+      "age of the oldest block that cannot go back to its worker yet")         \
+    X(POOL_TIME_TO_FULL, "pool_time_to_full_seconds", milli,                   \
+      "how long the first pool to fill up lasts if nothing goes back any "     \
+      "more, by the bytes that came in since the last look")                   \
     X(RECORDS, "records_total", counter, "records acknowledged")               \
     X(RECORD_BYTES, "record_bytes_total", counter,                             \
       "bytes of acknowledged records")                                         \
     X(RECORDS_RETRIED, "records_retried_total", counter,                       \
       "records sent again because they were certainly not persisted")          \
+    X(RECORDS_FAILED, "records_failed_total", counter,                         \
+      "times that a record was handed to Kafka and not acknowledged")          \
     X(DOUBTS, "records_in_doubt", gauge,                                       \
       "records that may or may not be in the topic, being looked for")         \
     X(DOUBTS_FOUND, "doubts_found_total", counter,                             \
@@ -56,6 +73,10 @@
     X(INFLIGHT_RECORDS, "inflight_records", gauge,                             \
       "records handed to Kafka and not acknowledged")                          \
     X(INFLIGHT_BYTES, "inflight_bytes", gauge, "bytes of those records")       \
+    X(INFLIGHT_LIMIT, "inflight_limit_bytes", gauge,                           \
+      "what they may be at most (inflight.size)")                              \
+    X(DUE, "connections_due", gauge,                                           \
+      "connectionIds that have a record to send and no room for it")           \
     X(KAFKA_READY, "kafka_ready", gauge, "1 when the topic can be written")    \
     X(CERTIFICATE_EXPIRY, "kafka_certificate_expiry_timestamp_seconds", gauge, \
       "when the client's certificate for Kafka expires, 0 without one")        \
@@ -69,6 +90,25 @@
     X(EXPORT_FAILED, "export_failed_records_total", counter,                   \
       "records that the file export did not take")
 
+/*
+ * X(symbol, name, bounds, help); bounds: TIME, LONG (observed in ns, shown in
+ * seconds), SIZE (bytes).  WAITED is the workers', of CAP_WAITED.
+ */
+#define HISTOGRAMS(X)                                                          \
+    X(WAIT, "wait_seconds", WAITED,                                            \
+      "how long requests were held by capture_wait")                           \
+    X(RECORD_SIZE, "record_size_bytes", SIZE, "bytes of a record")             \
+    X(DELIVERY, "delivery_seconds", TIME,                                      \
+      "from handing a record to Kafka until its acknowledgement")              \
+    X(REQUEST, "request_seconds", TIME,                                        \
+      "from a request's first bytes to its end")                               \
+    X(RESPONSE, "response_seconds", TIME,                                      \
+      "from a request's end to its response's end")                            \
+    X(CONNECTION, "connection_seconds", LONG,                                  \
+      "from a connectionId's first bytes to its end")
+
+#define METRICS_INFINITE UINT64_MAX
+
 enum metric {
 #define X(sym, name, type, help) METRIC_##sym,
     METRICS(X)
@@ -79,16 +119,51 @@ enum metric {
 /* The loop's thread's; what another sets, it sets atomically. */
 extern uint64_t metrics_cell[METRIC_COUNT];
 
+enum histogram {
+#define X(sym, name, bounds, help) HISTOGRAM_##sym,
+    HISTOGRAMS(X)
+#undef X
+        HISTOGRAM_COUNT
+};
+
+#define METRICS_BUCKETS 16 /* at most; the last one has no bound */
+
+typedef struct {
+    uint64_t bucket[METRICS_BUCKETS];
+    uint64_t sum;
+} metrics_histogram;
+
+/* Its bounds, inclusive, and the number of them; a bound times `scale` is in
+   seconds or bytes. */
+typedef struct {
+    const char *name, *help;
+    const uint64_t *bounds;
+    unsigned n;
+    double scale;
+} metrics_bounds;
+
+/* The loop's thread's; a time in ns, or bytes. */
+void metrics_observe(enum histogram h, uint64_t value);
+
 /* Sum of all pools' exchange counters, linked and retired. */
 typedef struct {
     uint64_t seen, captured, truncated, pending;
     uint64_t reason[CAP_REASON_CELLS];
     uint64_t wait[CAP_WAIT_CELLS];
+    uint64_t waited[CAP_WAITED_CELLS];
 } metrics_exchanges;
 
-/* Fills `into` with the sum over all pools; registered by the link stage. */
+/* Fills `into` with the sum over all pools, and sets the cells of pools;
+   registered by the link stage. */
 typedef void (*metrics_source)(void *owner, metrics_exchanges *into);
 void metrics_register(metrics_source source, void *owner);
+/* What it says now. */
+void metrics_collect(metrics_exchanges *into);
+
+/* `e` for the workers' part. */
+metrics_histogram metrics_histogram_of(enum histogram h,
+                                       const metrics_exchanges *e);
+const metrics_bounds *metrics_bounds_of(enum histogram h);
 
 /* The page, as Prometheus text. */
 void metrics_write(FILE *out);

@@ -124,6 +124,11 @@ typedef struct pool {
     uint32_t held; /* of the worker's memory */
     pool_counters count;
 
+    /* of the last look (pool_measure.h) */
+    int64_t measured_ns; /* 0: there was none */
+    uint64_t measured_bytes;
+    double bytes_per_s;
+
     frame_ref *free_refs;
     uint32_t refs; /* in use */
     uint32_t nslabs;

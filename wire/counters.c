@@ -37,3 +37,17 @@ enum cap_class cap_reason_class(unsigned reason) {
         return CAP_CLASS_NONE;
     }
 }
+
+unsigned cap_waited_cell(uint64_t ms) {
+    static const uint64_t bounds[] = {
+#define X(bound) bound,
+        CAP_WAITED(X)
+#undef X
+    };
+    unsigned i = 0;
+
+    while (i < CAP_WAITED_CELLS - 1 && ms > bounds[i]) {
+        i++;
+    }
+    return i;
+}

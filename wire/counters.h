@@ -83,6 +83,31 @@ enum cap_wait {
 /* NULL for a number that is none. */
 const char *cap_wait_name(unsigned cell);
 
+/*
+ * How long requests were held: X(upper bound in ms, inclusive), a cell each, and
+ * one more for what was longer.
+ */
+#define CAP_WAITED(X)                                                          \
+    X(1)                                                                       \
+    X(2)                                                                       \
+    X(5)                                                                       \
+    X(10)                                                                      \
+    X(25)                                                                      \
+    X(50)                                                                      \
+    X(100)                                                                     \
+    X(250)                                                                     \
+    X(500)                                                                     \
+    X(1000)                                                                    \
+    X(2500)                                                                    \
+    X(5000)                                                                    \
+    X(10000)                                                                   \
+    X(30000)                                                                   \
+    X(60000)
+
+#define CAP_WAITED_CELLS 16
+
+unsigned cap_waited_cell(uint64_t ms);
+
 enum cap_class { CAP_CLASS_NONE, CAP_CLASS_FILTERED, CAP_CLASS_LOST };
 
 enum cap_reason {

@@ -103,6 +103,8 @@ typedef struct {
 
     _Alignas(64) cap_worker_counters worker;
     _Alignas(64) cap_sidecar_counters sidecar;
+    /* the worker's, by time (CAP_WAITED); 0 of a module that is older */
+    _Alignas(64) _Atomic uint64_t waited[CAP_WAITED_CELLS];
 } cap_header;
 
 _Static_assert(sizeof(cap_header) <= CAP_HEADER_SIZE, "header fits its page");

@@ -19,16 +19,30 @@ static void fill(void *owner, metrics_exchanges *e) {
     e->pending = 3;
     e->reason[CAP_BYPASS] = 2;
     e->reason[CAP_POOL_FULL] = 1;
+    e->wait[CAP_WAIT_TIME_MS] = 1234;
+    e->waited[cap_waited_cell(1)] = 2;
+    e->waited[cap_waited_cell(5000)] = 3;
+    e->waited[cap_waited_cell(60001)] = 4;
 }
 
-START_TEST(the_page_has_every_counter_and_reason) {
+/* The page with what fill() says. */
+static char *page(void) {
     char *text;
     size_t len;
     FILE *out = open_memstream(&text, &len);
     metrics_register(fill, NULL);
-    metrics_cell[METRIC_RECORDS] = 77;
     metrics_write(out);
     fclose(out);
+    return text;
+}
+
+static void has(const char *text, const char *line) {
+    ck_assert_msg(strstr(text, line) != NULL, "no %s in %s", line, text);
+}
+
+START_TEST(the_page_has_every_counter_and_reason) {
+    metrics_cell[METRIC_RECORDS] = 77;
+    char *text = page();
     static const char *const lines[] = {
         "\n# TYPE capture_exchanges_seen_total "
         "counter\ncapture_exchanges_seen_total 10\n",
@@ -43,16 +57,73 @@ START_TEST(the_page_has_every_counter_and_reason) {
         "\n# TYPE capture_kafka_ready gauge\n",
     };
     for (size_t i = 0; i < sizeof(lines) / sizeof(*lines); i++)
-        ck_assert_msg(strstr(text, lines[i]) != NULL, "no %s in %s", lines[i],
-                      text);
+        has(text, lines[i]);
     ck_assert_ptr_null(strstr(text, "\"none\""));
+    free(text);
+}
+END_TEST
+
+START_TEST(a_bound_belongs_to_its_bucket) {
+    for (uint64_t ms = 0; ms <= 70000; ms++) {
+        static const uint64_t bounds[] = {
+#define X(bound) bound,
+            CAP_WAITED(X)
+#undef X
+        };
+        unsigned i = cap_waited_cell(ms);
+        ck_assert_uint_lt(i, CAP_WAITED_CELLS);
+        ck_assert(i == CAP_WAITED_CELLS - 1 || ms <= bounds[i]);
+        ck_assert(i == 0 || ms > bounds[i - 1]);
+    }
+    metrics_observe(HISTOGRAM_RECORD_SIZE, 256);
+    metrics_observe(HISTOGRAM_RECORD_SIZE, 257);
+    metrics_observe(HISTOGRAM_RECORD_SIZE, 2000000);
+    char *text = page();
+    has(text, "\n# TYPE capture_record_size_bytes histogram\n"
+              "capture_record_size_bytes_bucket{le=\"256\"} 1\n"
+              "capture_record_size_bytes_bucket{le=\"1024\"} 2\n");
+    has(text, "\ncapture_record_size_bytes_bucket{le=\"1048576\"} 2\n"
+              "capture_record_size_bytes_bucket{le=\"+Inf\"} 3\n"
+              "capture_record_size_bytes_sum 2000513\n"
+              "capture_record_size_bytes_count 3\n");
+    free(text);
+}
+END_TEST
+
+START_TEST(times_are_shown_in_seconds) {
+    metrics_observe(HISTOGRAM_DELIVERY, 2500000);
+    metrics_observe(HISTOGRAM_DELIVERY, 2500001);
+    metrics_cell[METRIC_POOL_OLDEST] = 1005;
+    metrics_cell[METRIC_POOL_TIME_TO_FULL] = METRICS_INFINITE;
+    char *text = page();
+    has(text, "\ncapture_delivery_seconds_bucket{le=\"0.001\"} 0\n"
+              "capture_delivery_seconds_bucket{le=\"0.0025\"} 1\n"
+              "capture_delivery_seconds_bucket{le=\"0.005\"} 2\n");
+    has(text, "\ncapture_delivery_seconds_sum 0.005000001\n");
+    has(text, "\n# TYPE capture_pool_oldest_seconds gauge\n"
+              "capture_pool_oldest_seconds 1.005\n");
+    has(text, "\ncapture_pool_time_to_full_seconds +Inf\n");
+    free(text);
+}
+END_TEST
+
+START_TEST(the_workers_waits_are_a_histogram_of_their_own) {
+    char *text = page();
+    has(text, "\ncapture_wait_seconds_bucket{le=\"0.001\"} 2\n");
+    has(text, "\ncapture_wait_seconds_bucket{le=\"2.5\"} 2\n"
+              "capture_wait_seconds_bucket{le=\"5\"} 5\n");
+    has(text, "\ncapture_wait_seconds_bucket{le=\"60\"} 5\n"
+              "capture_wait_seconds_bucket{le=\"+Inf\"} 9\n"
+              "capture_wait_seconds_sum 1.234\n"
+              "capture_wait_seconds_count 9\n");
+    ck_assert_ptr_null(strstr(text, "result=\"ms\""));
     free(text);
 }
 END_TEST
 
 static loop *l;
 static int port;
-static char answers[5][8192];
+static char answers[5][32768];
 static const char *why = "topic x is missing";
 static bool is_ready;
 
@@ -143,6 +214,9 @@ int main(void) {
     Suite *s = suite_create("metrics");
     TCase *t = tcase_create("metrics");
     tcase_add_test(t, the_page_has_every_counter_and_reason);
+    tcase_add_test(t, a_bound_belongs_to_its_bucket);
+    tcase_add_test(t, times_are_shown_in_seconds);
+    tcase_add_test(t, the_workers_waits_are_a_histogram_of_their_own);
     tcase_add_test(t, the_server_answers_on_the_loop);
     tcase_add_test(t, a_foreign_address_is_an_error);
     suite_add_tcase(s, t);

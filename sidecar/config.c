@@ -46,6 +46,13 @@
       "The Kafka topic that the records go to.")                                                  \
     X("metrics.listen", metrics_listen, ADDRESS, NULL, 0, 0, NULL,                                \
       "host:port of the HTTP server for /metrics, /live and /ready. Default: none.")              \
+    X("otlp.endpoint", otlp_endpoint, URL, NULL, 0, 0, NULL,                                      \
+      "Where metrics are sent, under the Java proxy's names (metrics.md): http://host:4317 by "   \
+      "OTLP/gRPC, or with a path, like http://host:4318/v1/metrics, by OTLP/HTTP. Default: none.") \
+    X("otlp.interval", otlp_interval, TIME, "1s", 100 * MS, 60 * MINUTE, NULL,                    \
+      "How often.")                                                                               \
+    X("otlp.traces.endpoint", otlp_traces, URL, NULL, 0, 0, NULL,                                 \
+      "Taken, with a warning: this program makes no spans.")                                      \
     X("export.path", export_path, PATH, NULL, 0, 0, NULL,                                         \
       "A directory into which every record is also written; it must be the sidecar's own. "       \
       "Without kafka.bootstrap.servers it is the only output.")                                   \
@@ -361,6 +368,20 @@ static int parse_address(const char *value, char **into, complaint *why) {
     return keep(into, value, why);
 }
 
+/* Shown in the log: so nothing in it may be secret. */
+static int parse_url(const char *value, char **into, complaint *why) {
+    const char *host = strncmp(value, "http://", 7) == 0    ? value + 7
+                       : strncmp(value, "https://", 8) == 0 ? value + 8
+                                                            : "";
+    if (*host == '\0' || *host == '/' || *host == ':')
+        return refuse(why, "give a URL like http://host:4317");
+    for (const char *at = host; *at != '\0'; at++)
+        if (*at <= ' ' || *at > '~' || strchr("@?#\"<>\\", *at) != NULL)
+            return refuse(why, "there is a character that such a URL cannot "
+                               "have: user, query and fragment are left out");
+    return keep(into, value, why);
+}
+
 /* Kafka's own rule for names. */
 static int parse_topic(const char *value, char **into, complaint *why) {
     size_t len =
@@ -417,6 +438,8 @@ static int store(config *c, const key *k, char *value, complaint *why) {
         return parse_topic(value, field, why);
     case CONFIG_REGION:
         return parse_region(value, field, why);
+    case CONFIG_URL:
+        return parse_url(value, field, why);
     case CONFIG_PATH:
         return parse_path(value, field, why);
     case CONFIG_ADDRESS:
@@ -682,6 +705,8 @@ void config_free(config *c) {
     free(c->listen);
     free(c->topic);
     free(c->metrics_listen);
+    free(c->otlp_endpoint);
+    free(c->otlp_traces);
     free(c->export_path);
     free(c->spool_path);
     free(c->token_command);
@@ -701,7 +726,7 @@ static const char *const type_names[] = {
     [CONFIG_GROUP] = "group",        [CONFIG_UIDS] = "users",
     [CONFIG_CHOICE] = "choice",      [CONFIG_TOPIC] = "name",
     [CONFIG_DURABILITY] = "choice",  [CONFIG_LATER] = "-",
-    [CONFIG_REGION] = "region",
+    [CONFIG_REGION] = "region",      [CONFIG_URL] = "URL",
 };
 
 /* "size, 4k to 1048076" or "lines or protocap" */

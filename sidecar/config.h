@@ -28,6 +28,7 @@ enum config_type {
     CONFIG_CHOICE, /* of the help's words */
     CONFIG_TOPIC,  /* a name that Kafka allows */
     CONFIG_REGION, /* AWS's */
+    CONFIG_URL,    /* http:// or https://, without user and query */
     CONFIG_DURABILITY,
     CONFIG_LATER /* known, and refused: not built yet */
 };
@@ -62,6 +63,9 @@ typedef struct {
     config_property kafka[CONFIG_MAX_KAFKA];
     size_t nkafka;
     char *metrics_listen;   /* host:port or NULL */
+    char *otlp_endpoint;    /* URL or NULL */
+    char *otlp_traces;      /* as well */
+    int64_t otlp_interval;  /* default 1s */
     char *export_path;      /* directory or NULL */
     bool export_protocap;   /* export.format = protocap (else: lines) */
     uint64_t export_size;   /* bytes; default 1g */

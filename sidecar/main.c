@@ -27,6 +27,7 @@
 #include "sidecar/log.h"
 #include "sidecar/loop.h"
 #include "sidecar/metrics.h"
+#include "sidecar/otlp.h"
 
 #ifndef CAPTURE_VERSION
 #define CAPTURE_VERSION "0.1.0"
@@ -179,6 +180,7 @@ static int start(sidecar *s) {
     const config *c = &s->config;
 
     log_start(c);
+    otlp_init(c);
     s->drain.due = drain_over;
     s->loop = loop_new();
     if (s->loop == NULL || watch_signals(s) != 0) {
@@ -202,6 +204,9 @@ static int start(sidecar *s) {
     metrics_register(links_sum, s->links);
     if (c->metrics_listen != NULL &&
         metrics_listen(s->loop, c->metrics_listen, is_ready, s) != 0) {
+        return -1;
+    }
+    if (otlp_start(c, s->loop) != 0) {
         return -1;
     }
     log_info("capture-sidecar ready: listening on unix:%s", c->listen);
@@ -235,6 +240,7 @@ static int log_totals(sidecar *s) {
 
 static void stop(sidecar *s) {
     metrics_close();
+    otlp_stop();
     if (s->ledger != NULL) {
         ledger_stop(s->ledger, STOP_NS);
     }

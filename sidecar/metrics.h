@@ -85,6 +85,10 @@
     X(TOKENS, "kafka_tokens_total", counter, "tokens got from token.source")   \
     X(TOKENS_FAILED, "kafka_token_failures_total", counter,                    \
       "times that token.source gave no token")                                 \
+    X(OTLP_EXPORTS, "otlp_exports_total", counter,                             \
+      "times that the collector of otlp.endpoint took the metrics")            \
+    X(OTLP_EXPORTS_FAILED, "otlp_exports_failed_total", counter,               \
+      "times that it did not")                                                 \
     X(EXPORTED, "exported_records_total", counter,                             \
       "records written to the file export")                                    \
     X(EXPORT_FAILED, "export_failed_records_total", counter,                   \

@@ -98,9 +98,9 @@ enum flag_section {
     X(SUPPRESS_BOTH, "suppressMethodAndPath", NULL, TEXT, NULL, "REGEX", CAPTURE,                   \
       "Does not capture requests for which \"METHOD URI\" matches as a whole.")                     \
     X(OTEL_TRACES, "otelTraceCollectorEndpoint", "otel-trace-collector-endpoint", TEXT, NULL, "URL", TELEMETRY, \
-      "Not built yet: taken with a warning.")                                                       \
+      "Taken with a warning: no spans are made.")                                                   \
     X(OTEL_METRICS, "otelMetricsCollectorEndpoint", "otel-metrics-collector-endpoint", TEXT, NULL, "URL", TELEMETRY, \
-      "Not built yet: taken with a warning. --metrics-listen serves metrics to Prometheus.")        \
+      "A collector that gets the metrics, under the names of the Java proxy, by OTLP/gRPC.")        \
     X(METRICS_LISTEN, "metrics-listen", NULL, TEXT, NULL, "HOST:PORT", TELEMETRY,                   \
       "The sidecar's HTTP server for /metrics, /live and /ready.")                                  \
     X(STATUS_LISTEN, "status-listen", NULL, TEXT, NULL, "HOST:PORT", TELEMETRY,                     \

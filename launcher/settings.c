@@ -524,11 +524,30 @@ static void take_own(settings *s, options *o) {
                         from(o, FLAG_RUN_DIRECTORY).text, s->run_directory);
 }
 
-static void warn_of_later(options *o) {
-    if (options_on(o, FLAG_OTEL_TRACES) || options_on(o, FLAG_OTEL_METRICS))
-        options_warn(o, "the OpenTelemetry collector gets nothing: OTLP is "
-                        "not built yet; --metrics-listen serves metrics to "
-                        "Prometheus");
+/* As otlp.endpoint takes it (sidecar/config.c). */
+static void check_url(options *o, int id) {
+    const char *text = options_get(o, id);
+    const char *host = text != NULL ? strstr(text, "://") : NULL;
+    if (text == NULL)
+        return;
+    if ((strncmp(text, "http://", 7) != 0 &&
+         strncmp(text, "https://", 8) != 0) ||
+        host[3] == '\0' || host[3] == '/' || host[3] == ':' ||
+        strpbrk(text, " @?#\"<>\\") != NULL)
+        options_mistake(o, "%s %s: give a URL like http://localhost:4317",
+                        from(o, id).text, text);
+}
+
+static void take_telemetry(settings *s, options *o) {
+    check_url(o, FLAG_OTEL_TRACES);
+    check_url(o, FLAG_OTEL_METRICS);
+    s->otlp_endpoint = options_get(o, FLAG_OTEL_METRICS);
+    if (options_on(o, FLAG_OTEL_TRACES))
+        options_warn(o, "%s: no spans are made, and nothing is sent there",
+                     from(o, FLAG_OTEL_TRACES).text);
+    if (s->otlp_endpoint != NULL && s->output == TO_NOWHERE)
+        options_warn(o, "%s: without capture there is nothing to send",
+                     from(o, FLAG_OTEL_METRICS).text);
 }
 
 int settings_make(settings *s, options *o, bool print) {
@@ -540,9 +559,9 @@ int settings_make(settings *s, options *o, bool print) {
     take_record_size(s, o);
     take_kafka(s, o);
     take_own(s, o);
+    take_telemetry(s, o);
     if (o->mistakes > 0)
         return -1;
-    warn_of_later(o);
     programs_find(s, o, print);
     return o->mistakes == 0 ? 0 : -1;
 }

@@ -55,6 +55,7 @@ typedef struct {
 
     /* the launcher's own */
     const char *capture_buffer, *metrics_listen, *status_listen;
+    const char *otlp_endpoint; /* or NULL */
     int64_t shutdown_ms, resolve_ms;
     const char *run_directory; /* NULL: a new one */
     char *nginx, *module, *sidecar;

@@ -41,6 +41,8 @@ void sidecar_conf_write(const settings *s, const conf_options *c, FILE *out) {
             s->topic, s->record_size, drain);
     if (s->metrics_listen != NULL)
         fprintf(out, "metrics.listen = %s\n", s->metrics_listen);
+    if (s->otlp_endpoint != NULL)
+        fprintf(out, "otlp.endpoint = %s\n", s->otlp_endpoint);
     if (s->output == TO_DIRECTORY)
         fprintf(out,
                 "export.path = %s\n"

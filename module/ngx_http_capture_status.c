@@ -13,42 +13,10 @@
 
 
 #include "ngx_http_capture.h"
+#include "ngx_http_capture_status.h"
 
 
-#define NGX_HTTP_CAPTURE_ROWS          512
 #define NGX_HTTP_CAPTURE_REFRESH_TIME  250
-
-/* bytes of JSON that a row takes at most */
-#define NGX_HTTP_CAPTURE_ROW_SIZE      4096
-
-
-typedef struct {
-    ngx_pid_t        pid;       /* 0: free */
-    uint64_t         linked;
-    uint64_t         seen;
-    uint64_t         captured;
-    uint64_t         truncated;
-    uint64_t         pending;
-    uint64_t         connections;
-    uint64_t         bytes;
-    uint64_t         doorbells;
-    uint64_t         left;
-    uint64_t         blocks;
-    uint64_t         blocks_used;
-    uint64_t         generation;  /* of the configuration; counts loads */
-    uint64_t         uncaptured;  /* see ngx_http_capture_count_uncaptured() */
-    uint64_t         excluded;
-    uint64_t         reason[CAP_REASON_CELLS];
-    uint64_t         wait[CAP_WAIT_CELLS];
-} ngx_http_capture_row_t;
-
-
-typedef struct {
-    uint64_t                generation;   /* of the last load */
-    ngx_pid_t               old_master;   /* of a binary upgrade, or 0 */
-    ngx_http_capture_row_t  exited;
-    ngx_http_capture_row_t  rows[NGX_HTTP_CAPTURE_ROWS];
-} ngx_http_capture_zone_t;
 
 
 static ngx_int_t ngx_http_capture_status_init_zone(ngx_shm_zone_t *zone,
@@ -62,17 +30,12 @@ static void ngx_http_capture_status_timer_handler(ngx_event_t *ev);
 static void ngx_http_capture_status_refresh(void);
 static void ngx_http_capture_status_pool(ngx_http_capture_row_t *row,
     ngx_http_capture_pool_t *pool);
-static ngx_buf_t *ngx_http_capture_status_page(ngx_http_request_t *r);
+static ngx_buf_t *ngx_http_capture_status_look(ngx_http_request_t *r,
+    ngx_http_capture_page_t *page);
+static ngx_int_t ngx_http_capture_status_strangers(ngx_http_request_t *r,
+    ngx_http_capture_page_t *page, ngx_http_capture_zone_t *zone);
 static void ngx_http_capture_status_siblings(void);
 static ngx_uint_t ngx_http_capture_status_alive(ngx_pid_t pid);
-static u_char *ngx_http_capture_status_strangers(u_char *p, u_char *last,
-    ngx_http_capture_zone_t *zone);
-static u_char *ngx_http_capture_status_row(u_char *p, u_char *last,
-    ngx_http_capture_row_t *row);
-static u_char *ngx_http_capture_status_reasons(u_char *p, u_char *last,
-    const char *name, enum cap_class class, ngx_http_capture_row_t *row);
-static u_char *ngx_http_capture_status_waits(u_char *p, u_char *last,
-    ngx_http_capture_row_t *row);
 
 
 static ngx_slab_pool_t         *ngx_http_capture_slab;
@@ -496,14 +459,16 @@ ngx_http_capture_status_pool(ngx_http_capture_row_t *row,
 }
 
 
-/* `capture_status`: JSON, a row a worker. */
+/* `capture_status`: JSON, a row a worker; or a page, or metrics. */
 
 ngx_int_t
 ngx_http_capture_status_handler(ngx_http_request_t *r)
 {
-    ngx_buf_t    *b;
-    ngx_int_t     rc;
-    ngx_chain_t   out;
+    ngx_buf_t                  *b;
+    ngx_int_t                   rc;
+    ngx_chain_t                 out;
+    ngx_http_capture_page_t     page;
+    ngx_http_capture_format_t  *format;
 
     if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
         return NGX_HTTP_NOT_ALLOWED;
@@ -515,19 +480,25 @@ ngx_http_capture_status_handler(ngx_http_request_t *r)
         return rc;
     }
 
+    format = ngx_http_capture_page_format(r);
+    if (format == NULL) {
+        return NGX_HTTP_BAD_REQUEST;
+    }
+
     ngx_http_capture_status_refresh();
 
-    b = ngx_http_capture_status_page(r);
+    b = ngx_http_capture_status_look(r, &page);
     if (b == NULL) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
+    b->last = format->write(b->pos, b->end, &page);
     b->last_buf = (r == r->main);
     b->last_in_chain = 1;
 
     r->headers_out.status = NGX_HTTP_OK;
     r->headers_out.content_length_n = b->last - b->pos;
-    ngx_str_set(&r->headers_out.content_type, "application/json");
+    r->headers_out.content_type = format->type;
     r->headers_out.content_type_len = r->headers_out.content_type.len;
 
     rc = ngx_http_send_header(r);
@@ -543,85 +514,74 @@ ngx_http_capture_status_handler(ngx_http_request_t *r)
 }
 
 
+/* Copies what the pages show, and returns a buffer that any of them fits. */
+
 static ngx_buf_t *
-ngx_http_capture_status_page(ngx_http_request_t *r)
+ngx_http_capture_status_look(ngx_http_request_t *r,
+    ngx_http_capture_page_t *page)
 {
-    u_char                        *p, *last;
-    ngx_buf_t                     *b;
     ngx_uint_t                     i, n;
     ngx_core_conf_t               *ccf;
-    ngx_http_capture_row_t         total, row;
+    ngx_http_capture_row_t        *row;
     ngx_http_capture_zone_t       *zone;
     ngx_http_capture_main_conf_t  *cmcf;
 
     cmcf = ngx_http_get_module_main_conf(r, ngx_http_capture_module);
     zone = cmcf->zone->data;
 
-    n = 4 + NGX_MAX_PROCESSES * NGX_INT_T_LEN / NGX_HTTP_CAPTURE_ROW_SIZE;
+    ngx_memzero(page, sizeof(ngx_http_capture_page_t));
 
-    for (i = 0; i < NGX_HTTP_CAPTURE_ROWS; i++) {
+    for (i = 0, n = 0; i < NGX_HTTP_CAPTURE_ROWS; i++) {
         n += zone->rows[i].pid != 0;
     }
 
-    b = ngx_create_temp_buf(r->pool, n * NGX_HTTP_CAPTURE_ROW_SIZE);
-    if (b == NULL) {
+    page->rows = ngx_palloc(r->pool, (n + 1) * sizeof(ngx_http_capture_row_t));
+    if (page->rows == NULL) {
         return NULL;
     }
 
-    p = b->pos;
-    last = b->end;
+    /* another worker may begin, or end, while we look */
+
+    for (i = 0; i < NGX_HTTP_CAPTURE_ROWS && page->nrows < n; i++) {
+        row = &page->rows[page->nrows];
+        *row = zone->rows[i];
+
+        if (row->pid == 0) {
+            continue;
+        }
+
+        page->nrows++;
+        page->linked += row->linked;
+        page->blocks += row->blocks;
+        page->blocks_used += row->blocks_used;
+        page->uncaptured += row->uncaptured;
+        page->excluded += row->excluded;
+
+        ngx_http_capture_status_fold(&page->total, row);
+    }
+
+    page->exited = zone->exited;
+
+    ngx_http_capture_status_fold(&page->total, &page->exited);
 
     ccf = (ngx_core_conf_t *) ngx_get_conf(ngx_cycle->conf_ctx,
                                            ngx_core_module);
 
-    p = ngx_slprintf(p, last, "{\"version\":\"" NGX_HTTP_CAPTURE_VERSION
-                     "\",\"sidecar\":\"unix:%V\",\"worker_processes\":%i,"
-                     "\"old_master\":%P,",
-                     &cmcf->sidecar,
-                     ngx_process == NGX_PROCESS_SINGLE ? 1
-                                                       : ccf->worker_processes,
-                     zone->old_master
-                     && ngx_http_capture_status_alive(zone->old_master)
-                     ? zone->old_master : 0);
+    page->sidecar = cmcf->sidecar;
+    page->worker_processes = ngx_process == NGX_PROCESS_SINGLE
+                             ? 1 : ccf->worker_processes;
 
-    p = ngx_http_capture_status_strangers(p, last, zone);
-    p = ngx_slprintf(p, last, "\"workers\":[");
-
-    ngx_memzero(&total, sizeof(ngx_http_capture_row_t));
-
-    for (i = 0, n = 0; i < NGX_HTTP_CAPTURE_ROWS; i++) {
-        row = zone->rows[i];
-
-        if (row.pid == 0 || last - p < 3 * NGX_HTTP_CAPTURE_ROW_SIZE) {
-            continue;
-        }
-
-        p = ngx_slprintf(p, last, "%s{\"pid\":%P,\"generation\":%uL,"
-                         "\"linked\":%s,\"uncaptured\":%uL,"
-                         "\"excluded\":%uL,"
-                         "\"blocks\":%uL,\"blocks_used\":%uL,",
-                         n++ ? "," : "", row.pid, row.generation,
-                         row.linked ? "true" : "false",
-                         row.uncaptured, row.excluded,
-                         row.blocks, row.blocks_used);
-        p = ngx_http_capture_status_row(p, last, &row);
-
-        ngx_http_capture_status_fold(&total, &row);
+    if (zone->old_master && ngx_http_capture_status_alive(zone->old_master)) {
+        page->old_master = zone->old_master;
     }
 
-    row = zone->exited;
+    if (ngx_http_capture_status_strangers(r, page, zone) != NGX_OK) {
+        return NULL;
+    }
 
-    p = ngx_slprintf(p, last, "],\"exited\":{");
-    p = ngx_http_capture_status_row(p, last, &row);
-
-    ngx_http_capture_status_fold(&total, &row);
-
-    p = ngx_slprintf(p, last, ",\"total\":{");
-    p = ngx_http_capture_status_row(p, last, &total);
-
-    b->last = ngx_slprintf(p, last, "}" CRLF);
-
-    return b;
+    return ngx_create_temp_buf(r->pool,
+                               (page->nrows + 6) * NGX_HTTP_CAPTURE_ROW_SIZE
+                               + page->nstrangers * NGX_INT_T_LEN);
 }
 
 
@@ -654,17 +614,21 @@ ngx_http_capture_status_alive(ngx_pid_t pid)
 }
 
 
-static u_char *
-ngx_http_capture_status_strangers(u_char *p, u_char *last,
-    ngx_http_capture_zone_t *zone)
+static ngx_int_t
+ngx_http_capture_status_strangers(ngx_http_request_t *r,
+    ngx_http_capture_page_t *page, ngx_http_capture_zone_t *zone)
 {
     ngx_int_t   i;
     ngx_pid_t   pid;
-    ngx_uint_t  n, row;
+    ngx_uint_t  row;
 
-    p = ngx_slprintf(p, last, "\"strangers\":[");
+    page->strangers = ngx_palloc(r->pool,
+                                 NGX_MAX_PROCESSES * sizeof(ngx_pid_t));
+    if (page->strangers == NULL) {
+        return NGX_ERROR;
+    }
 
-    for (i = 0, n = 0; i < NGX_MAX_PROCESSES; i++) {
+    for (i = 0; i < NGX_MAX_PROCESSES; i++) {
         pid = ngx_http_capture_siblings[i];
 
         if (pid == 0 || ngx_processes[i].pid != pid
@@ -681,65 +645,9 @@ ngx_http_capture_status_strangers(u_char *p, u_char *last,
         }
 
         if (row == NGX_HTTP_CAPTURE_ROWS) {
-            p = ngx_slprintf(p, last, "%s%P", n++ ? "," : "", pid);
+            page->strangers[page->nstrangers++] = pid;
         }
     }
 
-    return ngx_slprintf(p, last, "],");
-}
-
-
-static u_char *
-ngx_http_capture_status_row(u_char *p, u_char *last,
-    ngx_http_capture_row_t *row)
-{
-    p = ngx_slprintf(p, last, "\"seen\":%uL,\"captured\":%uL,"
-                     "\"truncated\":%uL,\"pending\":%uL,",
-                     row->seen, row->captured, row->truncated, row->pending);
-
-    p = ngx_http_capture_status_reasons(p, last, "filtered",
-                                        CAP_CLASS_FILTERED, row);
-    p = ngx_http_capture_status_reasons(p, last, "lost", CAP_CLASS_LOST, row);
-    p = ngx_http_capture_status_waits(p, last, row);
-
-    return ngx_slprintf(p, last, "\"connections\":%uL,\"bytes\":%uL,"
-                        "\"doorbells\":%uL,\"left\":%uL}",
-                        row->connections, row->bytes, row->doorbells,
-                        row->left);
-}
-
-
-static u_char *
-ngx_http_capture_status_reasons(u_char *p, u_char *last, const char *name,
-    enum cap_class class, ngx_http_capture_row_t *row)
-{
-    ngx_uint_t  i, n;
-
-    p = ngx_slprintf(p, last, "\"%s\":{", name);
-
-    for (i = 0, n = 0; i < CAP_REASON_CELLS; i++) {
-        if (cap_reason_class(i) == class) {
-            p = ngx_slprintf(p, last, "%s\"%s\":%uL", n++ ? "," : "",
-                             cap_reason_name(i), row->reason[i]);
-        }
-    }
-
-    return ngx_slprintf(p, last, "},");
-}
-
-
-static u_char *
-ngx_http_capture_status_waits(u_char *p, u_char *last,
-    ngx_http_capture_row_t *row)
-{
-    ngx_uint_t  i;
-
-    p = ngx_slprintf(p, last, "\"waits\":{");
-
-    for (i = 0; cap_wait_name(i); i++) {
-        p = ngx_slprintf(p, last, "%s\"%s\":%uL", i ? "," : "",
-                         cap_wait_name(i), row->wait[i]);
-    }
-
-    return ngx_slprintf(p, last, "},");
+    return NGX_OK;
 }

@@ -195,6 +195,9 @@ REFUSED = [
     (BASE + ["--shutdown-timeout", "25"], ["25s"]),
     (BASE + ["--status-listen", "1; }"], ["--status-listen"]),
     (BASE + ["--capture-buffer", "1m; }"], ["--capture-buffer"]),
+    (BASE + ["--otelMetricsCollectorEndpoint", "localhost:4317"],
+     ["--otelMetricsCollectorEndpoint", "http://localhost:4317"]),
+    (BASE + ["--otelTraceCollectorEndpoint", "x"], ["--otelTraceCollector"]),
 ]
 
 
@@ -221,10 +224,9 @@ WARNED = [
       "--kafkaPassword", "geheim"], "CAPTURE_PROXY_KAFKA_PASSWORD"),
     (["--kafkaUserName", "u"], "--kafkaUserName"),
     (["--maxTrafficBufferSize", "29000000"], "1048076 bytes at most"),
-    (["--otelTraceCollectorEndpoint", "http://l:4317"], "OTLP is not built yet"),
-    (["--otelMetricsCollectorEndpoint", "http://l:4317"], "OTLP is not built yet"),
+    (["--otelTraceCollectorEndpoint", "http://l:4317"], "no spans are made"),
     (["--otel-trace-collector-endpoint", "http://l:4317",
-      "--otel-metrics-collector-endpoint", "x"], "OTLP is not built yet"),
+      "--otel-metrics-collector-endpoint", "http://l:4317"], "no spans are made"),
     (["--destinationUri", "https://10.0.0.1"], "against a name"),
     (["--sslCertChainFile", "/c", "--sslKeyFile", "/k", "--sslTrustCertFile",
       "/t"], "--requireClientAuth"),
@@ -245,6 +247,11 @@ def test_a_trap_is_warned_of_once(args, says):
                                      ".*", "\\d*x", "a.*b.*"])
 def test_a_regular_expression_is_no_trap(pattern):
     assert "shell's" not in show(*BASE, "--suppressCaptureForUriPath", pattern)[1]
+
+
+def test_the_metrics_collector_is_the_sidecars():
+    out, err = show(*BASE, "--otelMetricsCollectorEndpoint", "http://l:4317")
+    assert "otlp.endpoint = http://l:4317" in out and "warning" not in err
 
 
 def test_secrets_are_in_no_dump():

@@ -80,7 +80,8 @@ def test_the_argument_list_of_ecs(launcher, tls_source, certificate, broker,
     assert {r.header("host") for r in tls_source.requests} \
         == {"my-cluster.es.example"}
     assert all(b"source.test" in e.request for e in result.exchanges)
-    assert "OTLP is not built yet" in l.log_text()
+    assert "no spans are made" in l.log_text()
+    assert "otlp: metrics go to http://localhost:4317/" in l.log_text()
 
 
 def test_the_json_of_the_kubernetes_workflow(launcher, source, certificate,

@@ -85,6 +85,18 @@ void assemble_free(assemble *a) {
     free(a);
 }
 
+int64_t assemble_oldest_ns(const assemble *a) {
+    const conn *c;
+    int64_t oldest = 0;
+
+    TAILQ_FOREACH(c, &a->conns, all) {
+        if (c->head != NULL && (oldest == 0 || c->head->ts_ns < oldest)) {
+            oldest = c->head->ts_ns;
+        }
+    }
+    return oldest;
+}
+
 bool assemble_empty(const assemble *a) {
     return TAILQ_EMPTY(&a->conns);
 }

@@ -67,6 +67,10 @@ void assemble_flush(assemble *a);
  */
 void assemble_end(assemble *a, enum cap_reason reason);
 
+/* Time (CLOCK_REALTIME, ns) of the oldest frame that is held; 0: there is none.
+   Looks at every connection: for who asks now and then. */
+int64_t assemble_oldest_ns(const assemble *a);
+
 /* No connection is left. */
 bool assemble_empty(const assemble *a);
 

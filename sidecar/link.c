@@ -13,6 +13,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "sidecar/log.h"
@@ -136,8 +137,19 @@ static void retire_pool(links *ls, const pool *p, enum cap_reason reason) {
     ls->retired.truncated += last.truncated;
 }
 
+/* Of a frame's time, in ms; 0 where there is none. */
+static uint64_t age_ms(int64_t ts_ns) {
+    struct timespec now;
+    int64_t age;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    age = now.tv_sec * (1000 * MS) + now.tv_nsec - ts_ns;
+    return ts_ns != 0 && age > 0 ? (uint64_t)(age / MS) : 0;
+}
+
 void links_sum(void *owner, metrics_exchanges *into) {
     links *ls = owner;
+    uint64_t age, oldest = 0;
     peer *p;
     pool_measures m;
 
@@ -148,11 +160,15 @@ void links_sum(void *owner, metrics_exchanges *into) {
             add_pool(p->pool, into);
             pool_measure(p->pool, &m);
         }
+        if (p->assemble != NULL) {
+            age = age_ms(assemble_oldest_ns(p->assemble));
+            oldest = age > oldest ? age : oldest;
+        }
     }
     metrics_cell[METRIC_POOL_BLOCKS] = m.blocks;
     metrics_cell[METRIC_POOL_BLOCKS_USED] = m.used;
     metrics_cell[METRIC_POOL_FULLEST] = m.fullest_permille;
-    metrics_cell[METRIC_POOL_OLDEST] = m.oldest_ms;
+    metrics_cell[METRIC_POOL_OLDEST] = oldest;
     metrics_cell[METRIC_POOL_TIME_TO_FULL] =
         m.full_ms == UINT64_MAX ? METRICS_INFINITE : m.full_ms;
 }

@@ -49,7 +49,7 @@
     X(POOL_FULLEST, "pool_fullest_ratio", milli,                               \
       "share of its blocks that the fullest pool uses, 0 to 1")                \
     X(POOL_OLDEST, "pool_oldest_seconds", milli,                               \
-      "age of the oldest block that cannot go back to its worker yet")         \
+      "age of the oldest bytes that are not acknowledged: they pin a block")   \
     X(POOL_TIME_TO_FULL, "pool_time_to_full_seconds", milli,                   \
       "how long the first pool to fill up lasts if nothing goes back any "     \
       "more, by the bytes that came in since the last look")                   \

@@ -1,6 +1,6 @@
 /*
- * How full pools are, how old what is in them, and how long they would last:
- * looked at when somebody asks, never in the way of a frame.
+ * How full pools are, and how long they would last: looked at when somebody
+ * asks, never in the way of a frame.
  *
  * What the worker's side of the header says is only shown, and nothing follows
  * from it.
@@ -13,16 +13,14 @@
 #include "sidecar/pool.h"
 
 typedef struct {
-    int64_t now_ns;  /* CLOCK_MONOTONIC */
-    int64_t real_ns; /* CLOCK_REALTIME, as frames have it */
+    int64_t now_ns; /* CLOCK_MONOTONIC */
     uint64_t blocks, used;
     uint64_t fullest_permille;
-    uint64_t oldest_ms; /* 0: no block is held */
-    uint64_t full_ms;   /* the first to fill up; UINT64_MAX: nothing comes in */
+    uint64_t full_ms; /* the first to fill up; UINT64_MAX: nothing comes in */
 } pool_measures;
 
 void pool_measure_begin(pool_measures *m);
-/* Adds a pool.  Looks at each of its blocks once, 16 B of memory each. */
+/* Adds a pool. */
 void pool_measure(pool *p, pool_measures *m);
 
 #endif

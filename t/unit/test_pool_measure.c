@@ -1,4 +1,4 @@
-/* What /metrics say of pools: how full, how old, how long they last. */
+/* What /metrics say of pools: how full, and how long they last. */
 #define _GNU_SOURCE 1
 #include <check.h>
 #include <stdlib.h>
@@ -35,51 +35,37 @@ static void measure(int64_t later_ns) {
     pool_measure(p, &m);
 }
 
-/* A block with one frame that is `age_ns` old. */
-static frame_ref *hold_one(int64_t age_ns) {
-    pool_measure_begin(&m);
-    w->ts_ns = m.real_ns - age_ns;
+static frame_ref *hold_one(void) {
     fake_read(w, 0, 0, "x");
     fake_seal(w);
     ck_assert_int_eq(pool_read(p, &f), 1);
     return pool_hold(p, &f);
 }
 
-START_TEST(an_empty_pool_is_of_no_age_and_never_full) {
+START_TEST(an_empty_pool_is_never_full) {
     measure(0);
     ck_assert_uint_eq(m.blocks, p->geometry.nblocks);
     ck_assert_uint_eq(m.used, 0);
     ck_assert_uint_eq(m.fullest_permille, 0);
-    ck_assert_uint_eq(m.oldest_ms, 0);
     ck_assert_uint_eq(m.full_ms, UINT64_MAX);
 }
 END_TEST
 
-START_TEST(the_oldest_block_is_the_one_that_was_begun_first) {
-    frame_ref *first = hold_one(60 * S), *second = hold_one(5 * S);
+START_TEST(blocks_are_used_until_they_go_back) {
+    frame_ref *first = hold_one(), *second = hold_one();
 
     measure(0);
     ck_assert_uint_eq(m.used, 2);
     ck_assert_uint_eq(m.fullest_permille, 2000 / p->geometry.nblocks);
-    ck_assert(m.oldest_ms >= 60000 && m.oldest_ms < 90000);
     pool_release(p, first);
     measure(0);
-    ck_assert(m.oldest_ms >= 5000 && m.oldest_ms < 35000);
+    ck_assert_uint_eq(m.used, 1);
     pool_release(p, second);
 }
 END_TEST
 
-START_TEST(a_worker_cannot_make_it_younger_than_nothing) {
-    frame_ref *r = hold_one(-3600 * S);
-
-    measure(0);
-    ck_assert_uint_eq(m.oldest_ms, 0);
-    pool_release(p, r);
-}
-END_TEST
-
 START_TEST(time_to_full_is_room_by_what_comes_in) {
-    frame_ref *r = hold_one(0);
+    frame_ref *r = hold_one();
     uint64_t room = (p->geometry.nblocks - 1) * (uint64_t)CAP_BLOCK_SIZE;
 
     atomic_store(&w->header->worker.bytes, 1000);
@@ -112,9 +98,8 @@ int main(void) {
     Suite *s = suite_create("pool_measure");
     TCase *t = tcase_create("pool_measure");
     tcase_add_checked_fixture(t, open_pool, close_pool);
-    tcase_add_test(t, an_empty_pool_is_of_no_age_and_never_full);
-    tcase_add_test(t, the_oldest_block_is_the_one_that_was_begun_first);
-    tcase_add_test(t, a_worker_cannot_make_it_younger_than_nothing);
+    tcase_add_test(t, an_empty_pool_is_never_full);
+    tcase_add_test(t, blocks_are_used_until_they_go_back);
     tcase_add_test(t, time_to_full_is_room_by_what_comes_in);
     tcase_add_test(t, who_looks_again_at_once_gets_the_same);
     suite_add_tcase(s, t);

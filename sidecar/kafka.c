@@ -10,6 +10,7 @@
 
 #include "sidecar/kafka_internal.h"
 #include "sidecar/kafka_token.h"
+#include "sidecar/metrics.h"
 
 /* After a fatal error: how long answers to what is in flight are waited for,
    which turns doubt into certainty. */
@@ -145,6 +146,7 @@ static void report(kafka *k, const rd_kafka_message_t *m) {
     kafka_pace_reported(k, m->partition, result == KAFKA_ACKED);
     if (result == KAFKA_ACKED) {
         k->refused = false;
+        metrics_cell[METRIC_KAFKA_REACHABLE] = 1;
         /* duplicates and implicit acknowledgements have no offset */
         if (m->offset >= 0)
             raise_end(k, m->partition, m->offset + 1);
@@ -211,6 +213,8 @@ static void refused(kafka *k, const char *text) {
 }
 
 static void unreachable(kafka *k, rd_kafka_resp_err_t err, const char *text) {
+    if (err == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
+        metrics_cell[METRIC_KAFKA_REACHABLE] = 0;
     if ((err == RD_KAFKA_RESP_ERR__RESOLVE ||
          err == RD_KAFKA_RESP_ERR__TRANSPORT ||
          err == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN) &&

@@ -17,6 +17,7 @@
 #include <strings.h>
 
 #include "sidecar/kafka_internal.h"
+#include "sidecar/metrics.h"
 
 #define LOOK_MS 5000 /* how long an answer may take */
 #define FIRST_LOOK_MS 1000
@@ -333,6 +334,7 @@ static void described(kafka *k, rd_kafka_event_t *event) {
         log_info(
             "topic %s did not exist: it has been created, with %zu partition%s",
             k->c->topic, partitions, partitions == 1 ? "" : "s");
+    metrics_cell[METRIC_KAFKA_REACHABLE] = 1;
     t->missing = false;
     t->described = (int32_t)partitions;
     check_identity(k, topics[0]);

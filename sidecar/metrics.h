@@ -77,7 +77,10 @@
       "what they may be at most (inflight.size)")                              \
     X(DUE, "connections_due", gauge,                                           \
       "connectionIds that have a record to send and no room for it")           \
-    X(KAFKA_READY, "kafka_ready", gauge, "1 when the topic can be written")    \
+    X(KAFKA_READY, "kafka_ready", gauge,                                       \
+      "1 when the topic can be written; it stays so while brokers are away")   \
+    X(KAFKA_REACHABLE, "kafka_reachable", gauge,                               \
+      "0 when no broker has answered since all of them were found down")       \
     X(CERTIFICATE_EXPIRY, "kafka_certificate_expiry_timestamp_seconds", gauge, \
       "when the client's certificate for Kafka expires, 0 without one")        \
     X(TOKEN_EXPIRY, "kafka_token_expiry_timestamp_seconds", gauge,             \

@@ -20,6 +20,8 @@ TEST_PACKAGES=(
     valgrind wrk curl openssl:openssl
 )
 
+BROWSER_PACKAGES=(chromium:chromium)
+
 # install_packages ENTRY...: installs what is missing; never touches apt when
 # nothing is.
 install_packages() {

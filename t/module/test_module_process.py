@@ -11,6 +11,7 @@ from capture_rig import flat
 from rig.client import build_request
 from path.fidelity import row
 from rig.source import Response, pattern
+from rig.prometheus import scrape
 from rig.status import wait_until
 
 HOST = ("Host", "source.test")
@@ -122,6 +123,11 @@ def test_what_an_ended_worker_had_pending_is_left_to_the_sidecar(rig):
     r.total()
     document = r.status()
     assert document["exited"]["left"] == document["total"]["left"] == 1
+    # where a number that falls would be taken for a restart, it is still there
+    found = scrape(f"http://127.0.0.1:{r.port}/capture_status?format=prometheus")
+    assert found["capture_nginx_exchanges_seen_total"] == 1
+    assert found["capture_nginx_exchanges_left_total"] == 1
+    assert found["capture_nginx_exchanges_pending"] == 0
 
 
 @pytest.mark.parametrize("graceful", [True, False])

@@ -272,7 +272,7 @@ def promtool():
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not promtool(), reason="script/bootstrap --long brings it")
+@pytest.mark.skipif(not promtool(), reason="script/bootstrap --test brings it")
 def test_promtool_has_nothing_to_say_of_the_metrics(sidecar, workdir,
                                                     secure_broker):
     listener, env, conf = command(workdir, secure_broker)

@@ -169,8 +169,14 @@ void links_sum(void *owner, metrics_exchanges *into) {
     metrics_cell[METRIC_POOL_BLOCKS_USED] = m.used;
     metrics_cell[METRIC_POOL_FULLEST] = m.fullest_permille;
     metrics_cell[METRIC_POOL_OLDEST] = oldest;
-    metrics_cell[METRIC_POOL_TIME_TO_FULL] =
-        m.full_ms == UINT64_MAX ? METRICS_INFINITE : m.full_ms;
+    _Static_assert(METRICS_INFINITE == UINT64_MAX, "as pool_measure.h has it");
+    metrics_cell[METRIC_POOL_TIME_TO_FULL] = m.full_ms;
+    metrics_cell[METRIC_SPOOL_TIME_TO_FULL] =
+        metrics_cell[METRIC_SPOOL_SIZE] == 0
+            ? METRICS_INFINITE
+            : pool_measure_lasts(metrics_cell[METRIC_SPOOL_SIZE] -
+                                     metrics_cell[METRIC_SPOOL_BYTES],
+                                 m.bytes_per_s);
 }
 
 /* ---- a peer's end ---- */

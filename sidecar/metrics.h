@@ -40,6 +40,8 @@
     X(SPOOL_SIZE, "spool_size_bytes", gauge,                                   \
       "what the spool may take; 0: none")                                      \
     X(SPOOL_BYTES, "spool_bytes", gauge, "what is in the spool")               \
+    X(SPOOL_TIME_TO_FULL, "spool_time_to_full_seconds", milli,                 \
+      "how long the spool lasts if all that comes in has to go there")         \
     X(SPOOLED, "spooled_blocks_total", counter,                                \
       "blocks of workers' memory that were moved to the spool")                \
     X(SPOOL_FULL, "spool_full_total", counter,                                 \
@@ -49,7 +51,7 @@
     X(POOL_FULLEST, "pool_fullest_ratio", milli,                               \
       "share of its blocks that the fullest pool uses, 0 to 1")                \
     X(POOL_OLDEST, "pool_oldest_seconds", milli,                               \
-      "age of the oldest bytes that are not acknowledged: they pin a block")   \
+      "age of the oldest bytes that are not acknowledged, in pools or spool")  \
     X(POOL_TIME_TO_FULL, "pool_time_to_full_seconds", milli,                   \
       "how long the first pool to fill up lasts if nothing goes back any "     \
       "more, by the bytes that came in since the last look")                   \

@@ -36,17 +36,14 @@ static void measure_rate(pool *p, int64_t now_ns) {
     p->measured_bytes = bytes;
 }
 
-static void note_time_to_full(const pool *p, pool_measures *m) {
-    double room = (double)(p->geometry.nblocks - p->held) * CAP_BLOCK_SIZE;
-    double ms = p->bytes_per_s > 0 ? room / p->bytes_per_s * 1000 : 1e18;
+uint64_t pool_measure_lasts(uint64_t bytes, double bytes_per_s) {
+    double ms = bytes_per_s > 0 ? (double)bytes / bytes_per_s * 1000 : 1e18;
 
-    if (ms < 1e15 && (uint64_t)ms < m->full_ms) {
-        m->full_ms = (uint64_t)ms;
-    }
+    return ms < 1e15 ? (uint64_t)ms : UINT64_MAX;
 }
 
 void pool_measure(pool *p, pool_measures *m) {
-    uint64_t permille = (uint64_t)p->held * 1000 / p->geometry.nblocks;
+    uint64_t permille = (uint64_t)p->held * 1000 / p->geometry.nblocks, lasts;
 
     m->blocks += p->geometry.nblocks;
     m->used += p->held;
@@ -54,5 +51,11 @@ void pool_measure(pool *p, pool_measures *m) {
         m->fullest_permille = permille;
     }
     measure_rate(p, m->now_ns);
-    note_time_to_full(p, m);
+    m->bytes_per_s += p->bytes_per_s;
+    lasts = pool_measure_lasts((uint64_t)(p->geometry.nblocks - p->held) *
+                                   CAP_BLOCK_SIZE,
+                               p->bytes_per_s);
+    if (lasts < m->full_ms) {
+        m->full_ms = lasts;
+    }
 }

@@ -32,6 +32,7 @@ WELL = set()
 ALONE = {"CaptureLost", "CaptureWorkerUnlinked", "CaptureDown"}
 HELD = {"CaptureSlowAcks", "CaptureWaitTimeouts", "CapturePoolFilling"}
 RELEASED = {"CaptureSlowAcks"}
+SPOOL = {"CaptureSpoolFilling", "CaptureNotReady"}
 DOUBT = {"CaptureDoubt", "CaptureNotReady"}
 CERTIFICATE = {"CaptureCertificateExpiring", "CaptureNotReady"}
 TOKEN = {"CaptureTokenExpiring", "CaptureNotReady"}
@@ -195,6 +196,29 @@ def test_kafka_that_does_not_answer(stack, own_broker, fault, fires):
     assert fires(doubt, scrape()) == WELL
 
 
+def test_a_spool_that_fills(stack, workdir, fires):
+    """Kafka was never there: nothing goes out."""
+    at = f"127.0.0.1:{free_port()}"
+    s = stack(buffer="1m", sidecar_conf={
+        "metrics.listen": at, "spool.path": f"{workdir}/spool", "spool.size": "4m",
+        "kafka.bootstrap.servers": f"127.0.0.1:{free_port()}"})
+    scrape = Scraper(at, s.port)
+    sample = '{instance="a",job="capture-sidecar"}'
+    before = scrape()
+
+    def filled():
+        with s.client() as client:
+            client.request("POST", "/", body=pattern(30_000, 1))
+        now = scrape()
+        return now["capture_spool_bytes" + sample] > 3 << 20 and now
+    after = wait_until(filled, 60, "a spool that is filled")
+    assert s.status()["total"]["captured"] == 0
+    # what is in memory may be much or little of it, and is old by now or not
+    assert SPOOL <= fires(before, after) <= SPOOL | {"CapturePoolFilling",
+                                                     "CaptureSlowAcks"}
+    s.sidecar.kill9()  # it would wait for Kafka
+
+
 def lone_sidecar(workdir, **conf):
     """One without a broker, which needs none to tell when something expires."""
     at = f"127.0.0.1:{free_port()}"
@@ -246,7 +270,7 @@ def names_of_alerts():
 
 def test_every_alert_is_fired_above():
     assert sorted(names_of_alerts()) == sorted(
-        ALONE | HELD | RELEASED | DOUBT | CERTIFICATE | TOKEN)
+        ALONE | HELD | RELEASED | SPOOL | DOUBT | CERTIFICATE | TOKEN)
 
 
 def test_every_alert_has_an_entry_in_the_runbook():

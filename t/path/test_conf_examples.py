@@ -1,15 +1,24 @@
 """What conf/ shows to users is what NGINX and the sidecar accept: an example
 that does not start is worse than none."""
 
+import json
 import os
 import re
 import subprocess
 
 import pytest
 
-from rig.nginx import MODULE, check_config
+from path.session import Session, assert_balanced, assert_captured, settled
+from rig import status
+from rig.client import Client
+from rig.nginx import MODULE, Nginx, check_config
 from rig.process import SANITIZED, TOP
-from rig.sidecar import BINARY, check
+from rig.sidecar import BINARY, Sidecar, check
+from rig.source import Response, Source
+
+EXAMPLES = ["nginx-minimal.conf", "nginx-fleet.conf", "nginx-elastic-cloud.conf",
+            "nginx-wait-and-refuse.conf"]
+CLOUD = "my-cluster.es.eu-central-1.aws.found.io"
 
 CONF = os.path.join(TOP, "conf")
 
@@ -34,20 +43,161 @@ def put_in_place(text, workdir):
     return extra + text.replace("http {\n", "http {\n" + temp, 1)
 
 
-def make_tls_files(workdir):
+def make_tls_files(workdir, name="search.example"):
+    pem, key = f"{workdir}/{name}.pem", f"{workdir}/{name}.key"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-         "-subj", "/CN=search.example", "-out", f"{workdir}/search.example.pem",
-         "-keyout", f"{workdir}/search.example.key"],
-        check=True, capture_output=True)
+         "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}",
+         "-out", pem, "-keyout", key], check=True, capture_output=True)
+    return pem, key
 
 
-@pytest.mark.parametrize("name", ["nginx-minimal.conf", "nginx-fleet.conf"])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_nginx_accepts_the_example(workdir, name):
     make_tls_files(workdir)
-    rc, err = check_config(workdir, put_in_place(read(name), workdir))
+    # nobody resolves it here
+    text = read(name).replace(f"server {CLOUD}:443", "server 127.0.0.1:443")
+    rc, err = check_config(workdir, put_in_place(text, workdir))
     assert rc == 0, err
     assert "[warn]" not in err, err
+
+
+class Example(Nginx):
+    """An example, and a sidecar, that run; `places` are what it has instead of
+    what it says: each must be in it. As path.session.Session's stack."""
+
+    def __init__(self, workdir, name, listen, broker, topic, places):
+        super().__init__(os.path.join(workdir, "n"))
+        self.broker, self.topic = broker, topic
+        socket = f"{workdir}/sock"
+        self.text = read(name)
+        for old, new in {"unix:/run/capture/sidecar.sock": f"unix:{socket}",
+                         f"listen {listen}": f"listen 127.0.0.1:{self.port}",
+                         **places}.items():
+            assert old in self.text, old
+            self.text = self.text.replace(old, new)
+        self.sidecar = Sidecar(workdir, {
+            "listen": f"unix:{socket}", "topic": topic,
+            "kafka.bootstrap.servers": broker.bootstrap})
+
+    def write_config(self, **_):
+        user = "user root;\n" if os.geteuid() == 0 else ""
+        with open(self._path("nginx.conf"), "w") as f:
+            f.write("daemon off;\n" + user
+                    + put_in_place(self.text, self.directory))
+
+    def start(self):
+        self.sidecar.start()
+        super().start()
+        self.wait_for_status(lambda s: s["workers"] and all(
+            w["linked"] for w in s["workers"]))
+
+    def client(self, **options):
+        return Client(self.port, **options)
+
+    def wait_for_status(self, good):
+        last = {}
+        status.wait_until(
+            lambda: good(last.setdefault(
+                len(last), status.capture_status(self.port))), 30,
+            "capture_status")
+        return last[max(last)]
+
+    def records(self):
+        """The topic, after the end of both."""
+        assert self.stop(graceful=True) == 0
+        assert self.sidecar.stop() == 0, self.sidecar.log_text()
+        return self.broker.read_topic(self.topic)
+
+    def close(self):
+        try:
+            super().close()
+        finally:
+            self.sidecar.close()
+
+
+@pytest.fixture
+def example(workdir, broker, topic):
+    """example(name, listen, {what it says: what it has instead})"""
+    running = []
+
+    def make(name, listen, places):
+        running.append(Example(workdir, name, listen, broker, topic, places))
+        running[-1].start()
+        return running[-1]
+    broker.start()
+    yield make
+    for e in running:
+        e.close()
+
+
+def test_the_minimal_example_captures(example, source):
+    e = example("nginx-minimal.conf", "127.0.0.1:8080",
+                {"server 127.0.0.1:9200": f"server 127.0.0.1:{source.port}"})
+    with Session(e) as c:
+        assert c.request("GET", "/").status == 200
+        assert c.request("POST", "/_bulk", body=b"x" * 2000000).status == 200
+        assert_balanced(e.wait_for_status(settled(2)))
+    assert_captured(e.records(), [c])
+
+
+def test_the_elastic_cloud_example_is_what_the_service_wants(
+        workdir, example):
+    """One that answers nobody else: by Host, and by the name in TLS."""
+    def answer(request):
+        if request.header("host") != CLOUD:
+            return Response(404, body=json.dumps(
+                {"ok": False, "message": "Unknown resource."}).encode())
+        return Response(body=b"you know, for search")
+    tls = make_tls_files(workdir, CLOUD)
+    source = Source(answer, tls=tls)
+    source.start()
+    try:
+        e = example("nginx-elastic-cloud.conf", "127.0.0.1:9200", {
+            f"        server {CLOUD}:443;":
+                f"        server 127.0.0.1:{source.port};",
+            "/etc/ssl/certs/ca-certificates.crt": tls[0]})
+        with Session(e) as c:                       # with a Host of its own
+            assert c.request("GET", "/").body == b"you know, for search"
+            assert c.request("POST", "/a", body=b"x").status == 200
+            assert_balanced(e.wait_for_status(settled(2)))
+        assert set(source.names) == {CLOUD}
+        assert_captured(e.records(), [c])
+    finally:
+        source.close()
+
+
+def test_the_waiting_example_refuses_what_is_not_durable(example, source):
+    e = example("nginx-wait-and-refuse.conf", "127.0.0.1:9200",
+                {"server 127.0.0.1:9201": f"server 127.0.0.1:{source.port}"})
+    with Session(e) as c:
+        assert c.request("PUT", "/i/_doc/1", body=b"{}").status == 200
+        assert c.request("POST", "/i/_search", body=b"{}").status == 200
+        s = e.wait_for_status(settled(2))
+        assert s["total"]["waits"]["held"] == 1, s
+    e.sidecar.pause()
+    try:
+        with e.client() as c:
+            refused = c.request("PUT", "/i/_doc/2", [("Host", "a")], b"{}")
+            assert refused.status == 503
+            assert refused.header("retry-after")
+            for method, uri in (("GET", "/i/_doc/1"), ("POST", "/i/_search"),
+                                ("HEAD", "/")):
+                assert c.request(method, uri, [("Host", "a")]).status == 200
+    finally:
+        e.sidecar.resume()
+    s = assert_balanced(e.wait_for_status(settled(6)))
+    assert s["total"]["filtered"]["refused"] == 1, s
+    # nor when nobody is there at all
+    e.sidecar.kill9()
+    with e.client() as c:
+        assert c.request("PUT", "/i/_doc/2", [("Host", "a")], b"{}").status == 503
+        assert c.request("GET", "/i/_doc/1", [("Host", "a")]).status == 200
+    assert e.stop(graceful=True) == 0
+    Nginx.start(e)
+    with e.client() as c:
+        assert c.request("PUT", "/i/_doc/2", [("Host", "a")], b"{}").status == 503
+    assert "/i/_doc/2" not in [r.target for r in source.requests]
 
 
 def test_four_lines_are_all_that_the_fleet_needs(workdir):
@@ -88,8 +238,8 @@ def test_the_sidecars_example_has_every_key_with_its_default():
         == {k: d for k, d in known.items() if d}
 
 
-def test_both_examples_name_the_same_socket():
+def test_all_examples_name_the_same_socket():
     sockets = set()
-    for name in ["nginx-minimal.conf", "nginx-fleet.conf", "capture-sidecar.conf"]:
+    for name in [*EXAMPLES, "capture-sidecar.conf"]:
         sockets |= set(re.findall(r"unix:[\w./-]+", read(name)))
     assert len(sockets) == 1, sockets

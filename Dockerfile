@@ -3,14 +3,19 @@
 #   proxy     the Java Traffic Capture Proxy's place: NGINX, module, sidecar and
 #             capture-proxy, which takes the Java proxy's arguments
 #   sidecar   capture-sidecar alone, beside an NGINX that has the module
-#   module    the module's .so for Debian's NGINX, to copy from:
-#             COPY --from=... /usr/lib/nginx/modules/ /usr/lib/nginx/modules/
+#   module    nothing but /nginx-VERSION/ngx_http_capture_module.so, for the NGINX of
+#             Debian 12 and 13 and each archive in deploy/image/nginx-sources: to
+#             copy from (deploy/image/nginx.Dockerfile)
 #
-# script/test-image builds and starts them.
+# script/test-image builds and starts them. To pin the base further, give its digest:
+# --build-arg DEBIAN=debian:trixie-slim@sha256:...
 
 ARG DEBIAN=debian:trixie-slim
+# the oldest C library that the modules are for
+ARG DEBIAN_OLD=debian:bookworm-slim
 
 FROM ${DEBIAN} AS build
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /src
 # The packages are Debian's, of the suite that DEBIAN pins.
 COPY script script
@@ -19,11 +24,35 @@ RUN apt-get -q update && script/bootstrap \
 COPY . .
 RUN make -j"$(nproc)" all \
     && make install DESTDIR=/out prefix=/usr moduledir=/usr/lib/nginx/modules \
-    && strip /out/usr/bin/*
+    && strip /out/usr/bin/* \
+    && version=$(nginx -v 2>&1 | sed 's|.*/\([0-9.]*\).*|\1|') \
+    && install -D -t "/modules/nginx-$version" build/ngx_http_capture_module.so
+
+
+FROM ${DEBIAN_OLD} AS modules
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+WORKDIR /src
+# hadolint ignore=DL3008
+RUN apt-get -q update \
+    && apt-get -q install -y --no-install-recommends \
+        gcc libc6-dev make nginx nginx-dev libssl-dev libpcre2-dev zlib1g-dev \
+    && rm -rf /var/lib/apt/lists/*
+COPY . .
+RUN version=$(nginx -v 2>&1 | sed 's|.*/\([0-9.]*\).*|\1|'); \
+    script/build-module-for /usr/sbin/nginx -o build/for; \
+    install -D -t "/modules/nginx-$version" build/for/*.so; \
+    for source in deploy/image/nginx-sources/nginx-*.tar.gz; do \
+        [ -e "$source" ] || continue; \
+        version=$(basename "${source#*nginx-sources/nginx-}" .tar.gz); \
+        script/build-module-for --nginx-version "$version" --source "$source" \
+            -o "build/for-$version"; \
+        install -D -t "/modules/nginx-$version" "build/for-$version"/*.so; \
+    done
 
 
 FROM scratch AS module
-COPY --from=build /out/usr/lib/nginx/modules/ /usr/lib/nginx/modules/
+COPY --from=modules /modules/ /
+COPY --from=build /modules/ /
 
 
 FROM ${DEBIAN} AS sidecar
@@ -39,10 +68,16 @@ RUN apt-get -q update \
     # is what they share (securityContext.fsGroup, or a group of the task)
     && install -d -o capture -g capture -m 2770 /run/capture
 COPY --from=build /out/usr/bin/capture-sidecar /out/usr/bin/capturectl /usr/bin/
+COPY --chmod=755 deploy/image/healthy /usr/bin/
+COPY --chmod=644 deploy/image/capture-sidecar.conf \
+    deploy/image/capture-sidecar-msk.conf /etc/capture/
 USER 1000:1000
 VOLUME /run/capture
+# that it works, by its metrics.listen; not that Kafka does
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
+    CMD ["/bin/bash", "-c", "exec healthy ${HEALTH_PORT:-9145} /live"]
 ENTRYPOINT ["capture-sidecar"]
-CMD ["-c", "/etc/capture-sidecar.conf"]
+CMD ["-c", "/etc/capture/capture-sidecar.conf"]
 
 
 FROM ${DEBIAN} AS proxy
@@ -66,10 +101,11 @@ RUN apt-get -q update \
     && chown capture /usr/share/captureProxy/config/key.pem
 COPY --from=build /out/usr/bin/ /usr/bin/
 COPY --from=build /out/usr/lib/nginx/modules/ /usr/lib/nginx/modules/
+COPY --chmod=755 deploy/image/healthy /usr/bin/
 COPY --chmod=755 deploy/image/runJavaWithClasspath.sh /
 USER 1000:1000
 EXPOSE 9200
 # that something accepts connections where the arguments say
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
-    CMD ["/bin/bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/${HEALTH_PORT:-9200}"]
+    CMD ["/bin/bash", "-c", "exec healthy ${HEALTH_PORT:-9200}"]
 ENTRYPOINT ["capture-proxy"]

@@ -17,14 +17,22 @@ provide_base() {
     _provide_chroot "base-$1" "$1" ca-certificates
 }
 
+# provide_cross_chroot SUITE ARCHITECTURE PACKAGE...: one of this machine's
+# architecture that can also have packages (NAME:ARCHITECTURE) of the other.
+provide_cross_chroot() {
+    ARCHITECTURES=$(dpkg --print-architecture),$2 \
+        _provide_chroot "cross-$2-$1" "$1" "${@:3}"
+}
+
 # _provide_chroot NAME SUITE PACKAGE...
 _provide_chroot() {
     local name suite=$2
-    if [ "${1%%-*}" = chroot ]; then
-        name=$1-$(recipe_hash "${BUILD_PACKAGES[*]}" "${CHROOT_PACKAGES[*]}")
-    else
-        name=$1-$(recipe_hash "${*:3}")
-    fi
+    case $1 in
+        # the lists themselves: the name tells one recipe from another
+        chroot-*) name=$1-$(recipe_hash "${BUILD_PACKAGES[*]}" \
+                                "${CHROOT_PACKAGES[*]}") ;;
+        *) name=$1-$(recipe_hash "${*:3}") ;;
+    esac
     shift 2
     root=$CACHE/$name
     [ -e "$root" ] || say "making a chroot of Debian $suite (once; about a minute)"
@@ -44,6 +52,7 @@ make_chroot() {
     { apt-config dump | grep -iE '^Acquire::(https?|ftp)::' || true
       echo 'Acquire::Check-Valid-Until "false";'; } >"$1/apt.conf"
     mmdebstrap --mode=root --variant=minbase --aptopt="$1/apt.conf" \
+        --architectures="${ARCHITECTURES:-$(dpkg --print-architecture)}" \
         --include="$PACKAGES" "$SUITE" "$2" "$mirror"
 }
 

@@ -29,7 +29,7 @@ def listed(text, key):
 
 
 def kubernetes():
-    return listed(read("kubernetes", "proxy.yaml"), "args")
+    return listed(read("kubernetes", "proxy", "proxy.yaml"), "args")
 
 
 def compose():

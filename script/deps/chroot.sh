@@ -83,3 +83,66 @@ in_overlay() {
             DEBIAN_FRONTEND=noninteractive "$@"
     ' - "$1" "$2" "$CACHE" "${@:3}"
 }
+
+# provide_system SUITE: sets root to a system that can be started.
+provide_system() {
+    _provide_chroot "system-$1" "$1" ca-certificates systemd
+}
+
+# in_system ROOT DIR OUT COMMAND...: starts ROOT (provide_system) with systemd as
+# its first process, and runs COMMAND in it as a service; its output goes to OUT/log.
+# Returns what COMMAND returns. The system can read DIR, at /srv/capture, and write
+# OUT, at /srv/out; its own changes are thrown away. It has the machine's network.
+#
+# No directory of the machine's is under the system's /tmp, which systemd empties.
+in_system() {
+    timeout -s KILL 900 \
+        unshare --pid --fork --kill-child --mount --cgroup --uts --ipc \
+        --propagation private bash -euc '
+        lower=$1 dir=$2 out=$3
+        shift 3
+        mount -t tmpfs -o mode=755 capture /mnt
+        mkdir /mnt/upper /mnt/work /mnt/root
+        mount -t overlay -o "lowerdir=$lower,upperdir=/mnt/upper,workdir=/mnt/work" \
+            overlay /mnt/root
+        cd /mnt/root
+        mkdir -p srv/capture srv/out old
+        mount --bind "$dir" srv/capture
+        mount -o remount,bind,ro srv/capture
+        mount --bind "$out" srv/out
+        mount -t proc proc proc
+        mount --bind proc/sys proc/sys
+        mount -o remount,bind,ro proc/sys
+        mount -t tmpfs -o mode=755 tmpfs dev
+        for node in null zero full random urandom tty; do
+            touch dev/$node
+            mount --bind /dev/$node dev/$node
+        done
+        mkdir dev/pts dev/shm
+        mount -t devpts -o newinstance,ptmxmode=666 devpts dev/pts
+        ln -s pts/ptmx dev/ptmx
+        mount -t tmpfs tmpfs dev/shm
+        mount --bind /sys sys
+        mount -t tmpfs tmpfs sys/fs
+        mkdir sys/fs/cgroup
+        mount -t cgroup2 cgroup2 sys/fs/cgroup
+        mount -o remount,bind,ro sys
+        mount -t tmpfs -o mode=755 tmpfs run
+        for file in /etc/resolv.conf /etc/hosts /etc/ssl/certs/ca-certificates.crt; do
+            cp -L --remove-destination $file .$file
+        done
+        printf "%s\n" "#!/bin/bash" "$(printf "%q " "$@")>/srv/out/log 2>&1" \
+            "systemctl exit \$?" >usr/local/sbin/capture-test
+        chmod 755 usr/local/sbin/capture-test
+        printf "%s\n" "[Service]" "Type=oneshot" "TimeoutStartSec=infinity" \
+            "Environment=DEBIAN_FRONTEND=noninteractive HOME=/root" \
+            "ExecStart=/usr/local/sbin/capture-test" \
+            >etc/systemd/system/capture-test.service
+        mkdir -p etc/systemd/system/multi-user.target.wants
+        ln -s ../capture-test.service etc/systemd/system/multi-user.target.wants/
+        ln -sfn /lib/systemd/system/multi-user.target etc/systemd/system/default.target
+        pivot_root . old
+        exec chroot . /usr/bin/env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+            /lib/systemd/systemd --system --log-target=null --show-status=0
+    ' - "$1" "$2" "$3" "${@:4}"
+}

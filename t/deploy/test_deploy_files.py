@@ -62,21 +62,25 @@ def test_yaml_is_well_formed(name):
     assert all(yaml.safe_load_all(read(name)))
 
 
-@pytest.mark.parametrize("directory", ["proxy", "sidecar"])
+@pytest.mark.parametrize("directory", ["proxy", "sidecar", "sidecar-spool"])
 def test_a_kustomization_names_every_file_beside_it_and_every_image(directory):
     at = f"kubernetes/{directory}"
     k = yaml.safe_load(read(f"{at}/kustomization.yaml"))
-    named = set(k["resources"])
+    files_of_it = [r for r in k["resources"] if not r.startswith("../")]
+    assert all(os.path.isdir(f"{DEPLOY}/{at}/{r}")
+               for r in set(k["resources"]) - set(files_of_it))
+    named = {*files_of_it, *(p["path"] for p in k.get("patches", []))}
     for generator in k.get("configMapGenerator", []):
         named |= set(generator["files"])
     assert named == set(os.listdir(f"{DEPLOY}/{at}")) - {"kustomization.yaml"}
     images = set()
-    for name in k["resources"]:
+    for name in files_of_it:
         images |= set(re.findall(r"^ *image: (.*)$", read(f"{at}/{name}"), re.M))
-    assert images == {i["name"] for i in k["images"]}
+    assert images == {i["name"] for i in k.get("images", [])}
     maps = set(re.findall(r"configMap:\n *name: (.*)", "".join(
-        read(f"{at}/{name}") for name in k["resources"])))
-    assert maps == {g["name"] for g in k.get("configMapGenerator", [])}
+        read(f"{at}/{name}") for name in files_of_it)))
+    assert maps == {g["name"] for g in k.get("configMapGenerator", [])
+                    if "behavior" not in g}
 
 
 @pytest.mark.parametrize("name", files(".conf"))
@@ -115,6 +119,20 @@ def test_in_the_pod_both_have_the_group_and_the_directory_of_the_socket(pod):
     assert sockets == {"unix:/run/capture/sidecar.sock"}
     for c in (nginx, sidecar):
         assert {"name": "socket", "mountPath": "/run/capture"} in c["volumeMounts"]
+
+
+def test_the_spool_fits_its_volume_and_nothing_else_changes():
+    plain, spooled = (read(f"kubernetes/{d}/capture-sidecar.conf")
+                      for d in ("sidecar", "sidecar-spool"))
+    assert spooled.startswith(plain)
+    size = int(value(spooled, r"^spool.size = (\d+)g$"))
+    patch = objects("kubernetes/sidecar-spool/spool.yaml")["Deployment", "nginx"]
+    spec = patch["spec"]["template"]["spec"]
+    room = spec["volumes"][0]["ephemeral"]["volumeClaimTemplate"]["spec"][
+        "resources"]["requests"]["storage"]
+    assert size < int(room.removesuffix("Gi"))
+    mount = spec["initContainers"][0]["volumeMounts"][0]["mountPath"]
+    assert value(spooled, r"^spool.path = (.*)$").startswith(mount + "/")
 
 
 def restricted(spec, container):

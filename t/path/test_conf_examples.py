@@ -181,6 +181,7 @@ def test_the_waiting_example_refuses_what_is_not_durable(example, source):
             refused = c.request("PUT", "/i/_doc/2", [("Host", "a")], b"{}")
             assert refused.status == 503
             assert refused.header("retry-after")
+        with e.client() as c:
             for method, uri in (("GET", "/i/_doc/1"), ("POST", "/i/_search"),
                                 ("HEAD", "/")):
                 assert c.request(method, uri, [("Host", "a")]).status == 200
@@ -192,6 +193,7 @@ def test_the_waiting_example_refuses_what_is_not_durable(example, source):
     e.sidecar.kill9()
     with e.client() as c:
         assert c.request("PUT", "/i/_doc/2", [("Host", "a")], b"{}").status == 503
+    with e.client() as c:
         assert c.request("GET", "/i/_doc/1", [("Host", "a")]).status == 200
     assert e.stop(graceful=True) == 0
     Nginx.start(e)

@@ -59,7 +59,8 @@ FROM ${DEBIAN} AS sidecar
 # hadolint ignore=DL3008
 RUN apt-get -q update \
     && apt-get -q install -y --no-install-recommends \
-        ca-certificates librdkafka1 libmicrohttpd12t64 libcjson1 \
+        ca-certificates libcjson1 libcurl4t64 libjansson4 libmicrohttpd12t64 \
+        libpcre2-8-0 librdkafka1 zlib1g \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --system --gid 1000 capture \
     && useradd --system --uid 1000 --gid capture --no-create-home \
@@ -68,6 +69,7 @@ RUN apt-get -q update \
     # is what they share (securityContext.fsGroup, or a group of the task)
     && install -d -o capture -g capture -m 2770 /run/capture
 COPY --from=build /out/usr/bin/capture-sidecar /out/usr/bin/capturectl /usr/bin/
+RUN ldd /usr/bin/capture* >/tmp/ldd && ! grep "not found" /tmp/ldd && rm /tmp/ldd
 COPY --chmod=755 deploy/image/healthy /usr/bin/
 COPY --chmod=644 deploy/image/capture-sidecar.conf \
     deploy/image/capture-sidecar-msk.conf /etc/capture/
@@ -86,7 +88,8 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN apt-get -q update \
     && apt-get -q install -y --no-install-recommends \
         ca-certificates nginx openssl \
-        librdkafka1 libmicrohttpd12t64 libcjson1 libpcre2-8-0 \
+        libcjson1 libcurl4t64 libjansson4 libmicrohttpd12t64 libpcre2-8-0 \
+        librdkafka1 zlib1g \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --system --gid 1000 capture \
     && useradd --system --uid 1000 --gid capture --no-create-home \
@@ -100,6 +103,7 @@ RUN apt-get -q update \
         -keyout /usr/share/captureProxy/config/key.pem \
     && chown capture /usr/share/captureProxy/config/key.pem
 COPY --from=build /out/usr/bin/ /usr/bin/
+RUN ldd /usr/bin/capture* >/tmp/ldd && ! grep "not found" /tmp/ldd && rm /tmp/ldd
 COPY --from=build /out/usr/lib/nginx/modules/ /usr/lib/nginx/modules/
 COPY --chmod=755 deploy/image/healthy /usr/bin/
 COPY --chmod=755 deploy/image/runJavaWithClasspath.sh /

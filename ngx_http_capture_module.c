@@ -140,6 +140,48 @@ static ngx_command_t  ngx_http_capture_commands[] = {
       offsetof(ngx_http_capture_loc_conf_t, on_failure),
       &ngx_http_capture_on_failures },
 
+    { ngx_string("capture_redact_header"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_capture_set_redact_header,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_capture_loc_conf_t, redact_headers),
+      NULL },
+
+    { ngx_string("capture_redact_arg"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_capture_set_redact_arg,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_capture_loc_conf_t, redact_args),
+      NULL },
+
+    { ngx_string("capture_redact_json"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_capture_set_redact_json,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_capture_loc_conf_t, redact_json),
+      NULL },
+
+    { ngx_string("capture_redact_key"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_http_capture_set_redact_key,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("capture_max_request_body"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_capture_set_max_body,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_capture_loc_conf_t, max_request_body),
+      NULL },
+
+    { ngx_string("capture_max_response_body"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_capture_set_max_body,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_capture_loc_conf_t, max_response_body),
+      NULL },
+
     { ngx_string("capture_status"),
       NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
       ngx_http_capture_set_status,
@@ -612,6 +654,7 @@ ngx_http_capture_create_loc_conf(ngx_conf_t *cf)
      *     clcf->include = 0;
      *     clcf->wait_for = NULL;
      *     clcf->told = 0;
+     *     clcf->policy = 0;
      */
 
     clcf->enable = NGX_CONF_UNSET;
@@ -619,6 +662,11 @@ ngx_http_capture_create_loc_conf(ngx_conf_t *cf)
     clcf->wait = NGX_CONF_UNSET;
     clcf->wait_timeout = NGX_CONF_UNSET_MSEC;
     clcf->on_failure = NGX_CONF_UNSET_UINT;
+    clcf->redact_headers = NGX_CONF_UNSET_PTR;
+    clcf->redact_args = NGX_CONF_UNSET_PTR;
+    clcf->redact_json = NGX_CONF_UNSET_PTR;
+    clcf->max_request_body = NGX_CONF_UNSET;
+    clcf->max_response_body = NGX_CONF_UNSET;
 
     return clcf;
 }
@@ -649,6 +697,19 @@ ngx_http_capture_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_conf_merge_bitmask_value(conf->include, prev->include,
                               (NGX_CONF_BITMASK_SET
                                |NGX_HTTP_CAPTURE_INCLUDE_OFF));
+
+    ngx_conf_merge_ptr_value(conf->redact_headers, prev->redact_headers, NULL);
+    ngx_conf_merge_ptr_value(conf->redact_args, prev->redact_args, NULL);
+    ngx_conf_merge_ptr_value(conf->redact_json, prev->redact_json, NULL);
+    ngx_conf_merge_off_value(conf->max_request_body, prev->max_request_body,
+                             NGX_MAX_OFF_T_VALUE);
+    ngx_conf_merge_off_value(conf->max_response_body, prev->max_response_body,
+                             NGX_MAX_OFF_T_VALUE);
+
+    conf->policy = conf->redact_headers || conf->redact_args
+                   || conf->redact_json
+                   || conf->max_request_body != NGX_MAX_OFF_T_VALUE
+                   || conf->max_response_body != NGX_MAX_OFF_T_VALUE;
 
     return NGX_CONF_OK;
 }

@@ -6,6 +6,8 @@
  *
  *   request.c     head snapshot, decision, body
  *   response.c    head as NGINX would send it, body
+ *   policy.c      bodies that are left out, or not recorded at all
+ *   redact.c      named values replaced, in heads and (json.c) in bodies
  *   exchange.c    both as frames: READ EOM WRITE END, DROP, ABANDON
  *   wait.c        the request's end held until it is durable
  *   early.c       a response that begins before its request has ended
@@ -28,6 +30,7 @@
 #include <ngx_core.h>
 #include <ngx_http.h>
 
+#include "module/ngx_http_capture_json.h"
 #include "wire/counters.h"
 #include "wire/frame.h"
 #include "wire/hello.h"
@@ -59,6 +62,7 @@ typedef struct {
     ngx_shm_zone_t            *zone;
     uint64_t                   generation; /* counts loads */
     ngx_uint_t                 used;      /* some location may capture */
+    ngx_str_t                  redact_key;
 } ngx_http_capture_main_conf_t;
 
 
@@ -77,6 +81,13 @@ typedef struct {
     ngx_msec_t                 wait_timeout;
     ngx_uint_t                 on_failure;
     ngx_uint_t                 told;       /* of proxy_ignore_client_abort */
+
+    ngx_array_t               *redact_headers;
+    ngx_array_t               *redact_args;
+    ngx_http_capture_json_paths_t  *redact_json;
+    off_t                      max_request_body;
+    off_t                      max_response_body;
+    ngx_uint_t                 policy;     /* any of these five */
 } ngx_http_capture_loc_conf_t;
 
 
@@ -202,6 +213,12 @@ struct ngx_http_capture_ctx_s {
     ngx_http_request_t        *request;
     ngx_http_capture_conn_t   *conn;
     ngx_http_capture_wait_t   *wait;       /* or NULL: it does not */
+    ngx_http_capture_loc_conf_t  *conf;    /* of the decision */
+
+    ngx_http_capture_json_t   *request_json;  /* or NULL: as it comes */
+    ngx_http_capture_json_t   *response_json;
+    off_t                      request_room;
+    off_t                      response_room;
 
     u_char                    *head;       /* as the client sent it */
     size_t                     head_len;
@@ -219,6 +236,7 @@ struct ngx_http_capture_ctx_s {
 
     unsigned                   state:4;    /* ngx_http_capture_state_e */
     unsigned                   reason:8;   /* cap_reason */
+    unsigned                   omitted:8;  /* why, the response's body */
     unsigned                   has_body:1;
     unsigned                   chunked:1;          /* the request's body */
     unsigned                   upgrade:1;  /* endOfMessage waits for a head */
@@ -260,6 +278,7 @@ typedef struct {
     uint64_t                   truncated;
     uint64_t                   reason[CAP_REASON_CELLS];
     uint64_t                   wait[CAP_WAIT_CELLS];
+    uint64_t                   redact[CAP_REDACT_CELLS];
 
     /* requests in flight that may change the source */
 
@@ -306,6 +325,8 @@ void ngx_http_capture_data(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
     u_char *data, size_t len);
 void ngx_http_capture_chain(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
     ngx_chain_t *in, ngx_uint_t chunked);
+void ngx_http_capture_chunk(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
+    u_char *data, size_t len);
 void ngx_http_capture_eom(ngx_http_capture_ctx_t *ctx, ngx_uint_t flags);
 void ngx_http_capture_hold(ngx_http_capture_ctx_t *ctx);
 void ngx_http_capture_finish(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
@@ -356,6 +377,43 @@ ngx_int_t ngx_http_capture_head_out(ngx_http_request_t *r,
 void ngx_http_capture_body_out(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_chain_t *in);
 
+/* policy.c */
+
+char *ngx_http_capture_set_max_body(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+ngx_int_t ngx_http_capture_policy_request(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx);
+void ngx_http_capture_policy_grown(ngx_http_capture_ctx_t *ctx,
+    ngx_chain_t *in);
+ngx_int_t ngx_http_capture_policy_response(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx);
+u_char *ngx_http_capture_policy_omitted(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, u_char *p);
+ngx_uint_t ngx_http_capture_policy_cut(ngx_http_capture_ctx_t *ctx,
+    ngx_chain_t *in);
+
+/* redact.c */
+
+char *ngx_http_capture_set_redact_header(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_capture_set_redact_arg(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_capture_set_redact_json(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_capture_set_redact_key(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+void ngx_http_capture_redact_request(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx);
+void ngx_http_capture_redact_lines(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, u_char *p, u_char *last);
+ngx_http_capture_json_t *ngx_http_capture_redact_body(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_uint_t certain, ngx_uint_t lines);
+void ngx_http_capture_redact_data(ngx_http_capture_ctx_t *ctx,
+    ngx_uint_t type, ngx_http_capture_json_t *json, u_char *data, size_t len,
+    ngx_uint_t chunked);
+void ngx_http_capture_redact_end(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
+    ngx_http_capture_json_t *json, ngx_uint_t chunked);
+
 /* connection.c */
 
 ngx_http_capture_conn_t *ngx_http_capture_get_conn(ngx_http_request_t *r);
@@ -405,6 +463,7 @@ void ngx_http_capture_count(ngx_uint_t reason);
 void ngx_http_capture_count_seen(void);
 void ngx_http_capture_count_wait(ngx_uint_t cell, uint64_t n);
 void ngx_http_capture_count_waited(ngx_msec_t time);
+void ngx_http_capture_count_redact(ngx_uint_t cell, uint64_t n);
 void ngx_http_capture_count_uncaptured(ngx_uint_t excluded, ngx_int_t n);
 
 

@@ -123,12 +123,15 @@ void
 ngx_http_capture_chain(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
     ngx_chain_t *in, ngx_uint_t chunked)
 {
-    off_t         size;
-    ngx_chain_t  *cl;
+    off_t                     size;
+    ngx_chain_t              *cl;
+    ngx_http_capture_json_t  *json;
 
     size = 0;
 
-    if (chunked) {
+    json = (type == CAP_FRAME_READ) ? ctx->request_json : ctx->response_json;
+
+    if (chunked && json == NULL) {
         for (cl = in; cl; cl = cl->next) {
             size += ngx_buf_size(cl->buf);
         }
@@ -142,7 +145,11 @@ ngx_http_capture_chain(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
 
     for (cl = in; cl; cl = cl->next) {
 
-        if (ngx_buf_in_memory(cl->buf)) {
+        if (ngx_buf_in_memory(cl->buf) && json) {
+            ngx_http_capture_redact_data(ctx, type, json, cl->buf->pos,
+                                         cl->buf->last - cl->buf->pos, chunked);
+
+        } else if (ngx_buf_in_memory(cl->buf)) {
             ngx_http_capture_data(ctx, type, cl->buf->pos,
                                   cl->buf->last - cl->buf->pos);
 
@@ -157,9 +164,25 @@ ngx_http_capture_chain(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
         }
     }
 
-    if (chunked) {
+    if (size) {
         ngx_http_capture_data(ctx, type, (u_char *) CRLF, 2);
     }
+}
+
+
+/* A chunk by itself; none where there is nothing. */
+
+void
+ngx_http_capture_chunk(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
+    u_char *data, size_t len)
+{
+    if (len == 0) {
+        return;
+    }
+
+    ngx_http_capture_chunk_size(ctx, type, len);
+    ngx_http_capture_data(ctx, type, data, len);
+    ngx_http_capture_data(ctx, type, (u_char *) CRLF, 2);
 }
 
 
@@ -251,7 +274,7 @@ ngx_http_capture_finish(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
     case CAP_FRAME_DROP:
         ctx->state = ngx_http_capture_dropped;
         ctx->reason = code;
-        ngx_http_capture_mark_uncaptured(ctx, 0);
+        ngx_http_capture_mark_uncaptured(ctx, code == CAP_TOO_LARGE);
         break;
 
     default:

@@ -662,6 +662,10 @@ ngx_http_capture_link_fold(ngx_http_capture_worker_t *w, ngx_uint_t reason)
         w->wait[i] += ngx_http_capture_load(worker.wait[i]);
     }
 
+    for (i = 0; i < CAP_REDACT_CELLS; i++) {
+        w->redact[i] += ngx_http_capture_load(redact[i]);
+    }
+
     for (i = 0; i < CAP_REASON_CELLS; i++) {
         w->reason[i] += ngx_http_capture_load(worker.reason[i])
                         + ngx_http_capture_load(sidecar.reason[i]);

@@ -16,8 +16,9 @@ static u_char *ngx_http_capture_page_json_row(u_char *p, u_char *last,
     ngx_http_capture_row_t *row);
 static u_char *ngx_http_capture_page_json_reasons(u_char *p, u_char *last,
     const char *name, enum cap_class class, ngx_http_capture_row_t *row);
-static u_char *ngx_http_capture_page_json_waits(u_char *p, u_char *last,
-    ngx_http_capture_row_t *row);
+static u_char *ngx_http_capture_page_json_cells(u_char *p, u_char *last,
+    const char *name, const char *(*cell_name)(unsigned cell),
+    uint64_t *cells);
 
 static u_char *ngx_http_capture_page_html(u_char *p, u_char *last,
     ngx_http_capture_page_t *page);
@@ -191,7 +192,10 @@ ngx_http_capture_page_json_row(u_char *p, u_char *last,
                                            CAP_CLASS_FILTERED, row);
     p = ngx_http_capture_page_json_reasons(p, last, "lost", CAP_CLASS_LOST,
                                            row);
-    p = ngx_http_capture_page_json_waits(p, last, row);
+    p = ngx_http_capture_page_json_cells(p, last, "waits", cap_wait_name,
+                                         row->wait);
+    p = ngx_http_capture_page_json_cells(p, last, "redacted", cap_redact_name,
+                                         row->redact);
 
     return ngx_slprintf(p, last, "\"connections\":%uL,\"bytes\":%uL,"
                         "\"doorbells\":%uL,\"left\":%uL}",
@@ -220,16 +224,16 @@ ngx_http_capture_page_json_reasons(u_char *p, u_char *last, const char *name,
 
 
 static u_char *
-ngx_http_capture_page_json_waits(u_char *p, u_char *last,
-    ngx_http_capture_row_t *row)
+ngx_http_capture_page_json_cells(u_char *p, u_char *last, const char *name,
+    const char *(*cell_name)(unsigned cell), uint64_t *cells)
 {
     ngx_uint_t  i;
 
-    p = ngx_slprintf(p, last, "\"waits\":{");
+    p = ngx_slprintf(p, last, "\"%s\":{", name);
 
-    for (i = 0; cap_wait_name(i); i++) {
+    for (i = 0; cell_name(i); i++) {
         p = ngx_slprintf(p, last, "%s\"%s\":%uL", i ? "," : "",
-                         cap_wait_name(i), row->wait[i]);
+                         cell_name(i), cells[i]);
     }
 
     return ngx_slprintf(p, last, "},");

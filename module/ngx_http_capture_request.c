@@ -393,6 +393,8 @@ ngx_http_capture_decide(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
 
     ngx_http_capture_count_seen();
 
+    ctx->conf = clcf;
+
     reason = ngx_http_capture_rules(r, ctx, clcf);
 
     if (reason == CAP_NONE) {
@@ -439,7 +441,9 @@ ngx_http_capture_decided(ngx_http_capture_ctx_t *ctx, ngx_int_t reason)
         ctx->reason = reason;
         ngx_http_capture_count(reason);
         ngx_http_capture_mark_uncaptured(ctx, reason == CAP_RULE
-                                              || reason == CAP_BYPASS);
+                                              || reason == CAP_BYPASS
+                                              || reason == CAP_TOO_LARGE
+                                              || reason == CAP_UNREDACTABLE);
         return;
     }
 
@@ -509,7 +513,7 @@ ngx_http_capture_rules(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
         return CAP_UNREPLAYABLE;
     }
 
-    return CAP_NONE;
+    return clcf->policy ? ngx_http_capture_policy_request(r, ctx) : CAP_NONE;
 }
 
 
@@ -603,6 +607,10 @@ ngx_http_capture_body_record(ngx_http_request_t *r,
     ngx_uint_t    last;
     ngx_chain_t  *cl;
 
+    if (ctx->state == ngx_http_capture_open && ctx->conf->policy) {
+        ngx_http_capture_policy_grown(ctx, *in);
+    }
+
     if (ctx->wait && (ctx->state == ngx_http_capture_open
                       || ctx->wait->unrecorded)
         && ngx_http_capture_stall_needed(r, ctx, *in))
@@ -649,6 +657,11 @@ ngx_http_capture_body_record(ngx_http_request_t *r,
 static void
 ngx_http_capture_request_end(ngx_http_capture_ctx_t *ctx)
 {
+    if (ctx->request_json) {
+        ngx_http_capture_redact_end(ctx, CAP_FRAME_READ, ctx->request_json,
+                                    ctx->chunked);
+    }
+
     if (ctx->chunked) {
         ngx_http_capture_data(ctx, CAP_FRAME_READ,
                               (u_char *) "0" CRLF CRLF,

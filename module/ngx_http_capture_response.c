@@ -23,9 +23,10 @@
             "Date: Mon, 28 Sep 1970 06:00:00 GMT" CRLF                        \
             "Content-Type: ; charset=" CRLF                                   \
             "Content-Length: " CRLF                                           \
+            "X-Capture-Omitted: unredactable; length=" CRLF                   \
             "Last-Modified: Mon, 28 Sep 1970 06:00:00 GMT" CRLF               \
             NGX_HTTP_CAPTURE_CHUNKED CRLF)                                    \
-     + NGX_OFF_T_LEN + 64)
+     + 2 * NGX_OFF_T_LEN + 64)
 
 
 typedef struct {
@@ -53,6 +54,8 @@ static size_t ngx_http_capture_trailers(ngx_http_request_t *r, u_char *p);
 static void ngx_http_capture_tell_abort(ngx_http_request_t *r);
 static void ngx_http_capture_head_record(ngx_http_request_t *r,
     ngx_http_capture_ctx_t *ctx, ngx_str_t *head, ngx_str_t *location);
+static void ngx_http_capture_location_record(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_str_t *location);
 
 
 /* NGINX's own words; the Replayer reads the number alone. */
@@ -180,23 +183,49 @@ ngx_http_capture_head_record(ngx_http_request_t *r,
 
     ctx->response_begun = 1;
 
+    if (ctx->omitted) {
+        ngx_http_capture_count_redact(CAP_REDACT_OMITTED, 1);
+    }
+
+    ngx_http_capture_redact_lines(r, ctx, head->data, head->data + head->len);
+
     if (location == NULL) {
         ngx_http_capture_data(ctx, CAP_FRAME_WRITE, head->data, head->len);
 
     } else {
         ngx_http_capture_data(ctx, CAP_FRAME_WRITE, head->data,
                               head->len - (sizeof(CRLF) - 1));
-        ngx_http_capture_data(ctx, CAP_FRAME_WRITE, (u_char *) "Location: ",
-                              sizeof("Location: ") - 1);
-        ngx_http_capture_data(ctx, CAP_FRAME_WRITE, location->data,
-                              location->len);
-        ngx_http_capture_data(ctx, CAP_FRAME_WRITE, (u_char *) CRLF CRLF, 4);
+        ngx_http_capture_location_record(r, ctx, location);
+        ngx_http_capture_data(ctx, CAP_FRAME_WRITE, (u_char *) CRLF, 2);
     }
 
     if (r->header_only) {
         ctx->response_chunked = 0;
         ngx_http_capture_early_end(ctx);
     }
+}
+
+
+static void
+ngx_http_capture_location_record(ngx_http_request_t *r,
+    ngx_http_capture_ctx_t *ctx, ngx_str_t *location)
+{
+    u_char  *line, *p;
+
+    line = ngx_pnalloc(r->pool, location->len + sizeof("Location: " CRLF));
+
+    if (line == NULL) {
+        ngx_http_capture_finish(ctx, CAP_FRAME_ABANDON,
+                                ctx->eom_sent ? CAP_RESPONSE : CAP_INTERNAL);
+        return;
+    }
+
+    p = ngx_cpymem(line, "Location: ", sizeof("Location: ") - 1);
+    p = ngx_cpymem(p, location->data, location->len);
+    *p++ = CR; *p++ = LF;
+
+    ngx_http_capture_redact_lines(r, ctx, line, p);
+    ngx_http_capture_data(ctx, CAP_FRAME_WRITE, line, p - line);
 }
 
 
@@ -247,12 +276,25 @@ ngx_http_capture_body_out(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
         return;
     }
 
-    ngx_http_capture_chain(ctx, CAP_FRAME_WRITE, in, ctx->response_chunked);
+    if (!ctx->omitted) {
+
+        if (ctx->conf->policy && ngx_http_capture_policy_cut(ctx, in)) {
+            return;
+        }
+
+        ngx_http_capture_chain(ctx, CAP_FRAME_WRITE, in, ctx->response_chunked);
+    }
 
     for (cl = in; cl; cl = cl->next) {
 
         if (!cl->buf->last_buf) {
             continue;
+        }
+
+        if (ctx->response_json) {
+            ngx_http_capture_redact_end(ctx, CAP_FRAME_WRITE,
+                                        ctx->response_json,
+                                        ctx->response_chunked);
         }
 
         if (ctx->response_chunked) {
@@ -286,8 +328,9 @@ ngx_http_capture_last_chunk(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
         p = ngx_pnalloc(r->pool, len);
 
         if (p) {
-            ngx_http_capture_data(ctx, CAP_FRAME_WRITE, p,
-                                  ngx_http_capture_trailers(r, p));
+            (void) ngx_http_capture_trailers(r, p);
+            ngx_http_capture_redact_lines(r, ctx, p, p + len);
+            ngx_http_capture_data(ctx, CAP_FRAME_WRITE, p, len);
         }
     }
 
@@ -354,6 +397,11 @@ ngx_http_capture_head(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
     u_char      *p;
     ngx_uint_t   bodyless;
 
+    if (ctx->conf->policy && ngx_http_capture_policy_response(r, ctx) != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
     p = ngx_pnalloc(r->pool, ngx_http_capture_head_size(r));
     if (p == NULL) {
         return NGX_ERROR;
@@ -369,7 +417,7 @@ ngx_http_capture_head(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
                || r->headers_out.status == NGX_HTTP_NO_CONTENT
                || r->headers_out.status == NGX_HTTP_NOT_MODIFIED;
 
-    ctx->response_chunked = !bodyless
+    ctx->response_chunked = !bodyless && !ctx->omitted
                             && ((r->headers_out.content_length == NULL
                                  && r->headers_out.content_length_n < 0)
                                 || ngx_http_capture_expects_trailers(r));
@@ -382,6 +430,11 @@ ngx_http_capture_head(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
     }
 
     p = ngx_http_capture_head_list(r, ctx, p);
+
+    if (ctx->omitted) {
+        p = ngx_http_capture_policy_omitted(r, ctx, p);
+    }
+
     *p++ = CR; *p++ = LF;
 
     head->len = p - head->data;
@@ -452,7 +505,7 @@ ngx_http_capture_head_fields(ngx_http_request_t *r,
     }
 
     if (out->content_length == NULL && out->content_length_n >= 0
-        && !ctx->response_chunked)
+        && !ctx->response_chunked && !ctx->omitted)
     {
         p = ngx_cpymem(p, "Content-Length: ", sizeof("Content-Length: ") - 1);
         p = ngx_http_capture_number(p, out->content_length_n);
@@ -518,8 +571,9 @@ ngx_http_capture_head_list(ngx_http_request_t *r,
 
             if (h[i].hash == 0 || ngx_http_capture_is_hop(&h[i])
                 || (redirect && &h[i] == r->headers_out.location)
-                || (ctx->response_chunked
-                    && &h[i] == r->headers_out.content_length))
+                || ((ctx->response_chunked || ctx->omitted)
+                    && &h[i] == r->headers_out.content_length)
+                || (ctx->omitted && &h[i] == r->headers_out.content_encoding))
             {
                 continue;
             }

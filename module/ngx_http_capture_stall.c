@@ -17,8 +17,8 @@
 /* what is recorded at a time, so that there is progress in a small pool */
 #define NGX_HTTP_CAPTURE_STALL_PIECE  32768
 
-/* of frames and chunks around it */
-#define NGX_HTTP_CAPTURE_STALL_EXTRA  256
+/* of frames and chunks around it, and of a value that was held back */
+#define NGX_HTTP_CAPTURE_STALL_EXTRA  1024
 
 
 static ngx_int_t ngx_http_capture_stall_room(size_t size);
@@ -65,7 +65,9 @@ ngx_http_capture_stall_needed(ngx_http_request_t *r,
         size += ngx_buf_size(in->buf);
     }
 
-    return ngx_http_capture_stall_room(size) != NGX_OK;
+    /* redacted, it comes in pieces */
+
+    return ngx_http_capture_stall_room(size + size / 64) != NGX_OK;
 }
 
 

@@ -220,6 +220,10 @@ ngx_http_capture_status_fold(ngx_http_capture_row_t *into,
     for (i = 0; i < CAP_WAIT_CELLS; i++) {
         into->wait[i] += row->wait[i];
     }
+
+    for (i = 0; i < CAP_REDACT_CELLS; i++) {
+        into->redact[i] += row->redact[i];
+    }
 }
 
 
@@ -291,6 +295,32 @@ ngx_http_capture_count_wait(ngx_uint_t cell, uint64_t n)
 
     } else {
         w->wait[cell] += n;
+    }
+
+    ngx_http_capture_status_touch();
+}
+
+
+/* What was not recorded as it was (CAP_REDACTS). */
+
+void
+ngx_http_capture_count_redact(ngx_uint_t cell, uint64_t n)
+{
+    cap_header                 *h;
+    ngx_http_capture_worker_t  *w;
+
+    w = ngx_http_capture_worker;
+
+    if (w == NULL || n == 0) {
+        return;
+    }
+
+    if (w->pool) {
+        h = (cap_header *) w->pool->base;
+        ngx_http_capture_add(&h->redact[cell], n);
+
+    } else {
+        w->redact[cell] += n;
     }
 
     ngx_http_capture_status_touch();
@@ -388,6 +418,7 @@ ngx_http_capture_status_refresh(void)
     sum.truncated = w->truncated;
     ngx_memcpy(sum.reason, w->reason, sizeof(sum.reason));
     ngx_memcpy(sum.wait, w->wait, sizeof(sum.wait));
+    ngx_memcpy(sum.redact, w->redact, sizeof(sum.redact));
 
     if (w->pool) {
         ngx_http_capture_status_pool(&sum, w->pool);
@@ -453,6 +484,10 @@ ngx_http_capture_status_pool(ngx_http_capture_row_t *row,
 
     for (i = 0; i < CAP_WAIT_CELLS; i++) {
         row->wait[i] += ngx_http_capture_load(worker.wait[i]);
+    }
+
+    for (i = 0; i < CAP_REDACT_CELLS; i++) {
+        row->redact[i] += ngx_http_capture_load(redact[i]);
     }
 
 #undef ngx_http_capture_load

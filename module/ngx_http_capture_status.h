@@ -38,6 +38,7 @@ typedef struct {
     uint64_t         excluded;
     uint64_t         reason[CAP_REASON_CELLS];
     uint64_t         wait[CAP_WAIT_CELLS];
+    uint64_t         redact[CAP_REDACT_CELLS];
 } ngx_http_capture_row_t;
 
 

@@ -102,6 +102,10 @@ static void add_pool(const pool *p, metrics_exchanges *to) {
         to->waited[i] +=
             atomic_load_explicit(&p->header->waited[i], memory_order_relaxed);
     }
+    for (int i = 0; i < CAP_REDACT_CELLS; i++) {
+        to->redact[i] +=
+            atomic_load_explicit(&p->header->redact[i], memory_order_relaxed);
+    }
 }
 
 /*
@@ -124,6 +128,9 @@ static void retire_pool(links *ls, const pool *p, enum cap_reason reason) {
     }
     for (int i = 0; i < CAP_WAITED_CELLS; i++) {
         ls->retired.waited[i] += last.waited[i];
+    }
+    for (int i = 0; i < CAP_REDACT_CELLS; i++) {
+        ls->retired.redact[i] += last.redact[i];
     }
     if (last.seen > parts && reason == CAP_WORKER_EXIT) {
         ls->retired.reason[reason] += last.seen - parts;

@@ -80,6 +80,10 @@ static const description waits = {
     "waits_total", "counter",
     "requests that wait (capture_wait), by what became of them"};
 
+static const description redacted = {
+    "redacted_total", "counter",
+    "what was replaced or left out before it was recorded, by kind"};
+
 typedef struct {
     unsigned number;
     const char *help;
@@ -91,6 +95,12 @@ static const reason wait_cells[] = {
 #undef X
 };
 
+static const reason redact_cells[] = {
+#define X(sym, num, name, help) {num, help},
+    CAP_REDACTS(X)
+#undef X
+};
+
 static const reason reasons[] = {
 #define X(sym, num, cls, name, help) {num, help},
     CAP_REASONS(X)
@@ -99,6 +109,7 @@ static const reason reasons[] = {
 
 #define NREASONS (sizeof(reasons) / sizeof(*reasons))
 #define NWAITS (sizeof(wait_cells) / sizeof(*wait_cells))
+#define NREDACTS (sizeof(redact_cells) / sizeof(*redact_cells))
 
 void metrics_register(metrics_source s, void *owner) {
     source = s;
@@ -202,6 +213,11 @@ void metrics_write(FILE *out) {
             fprintf(out, "capture_%s{result=\"%s\"} %" PRIu64 "\n", waits.name,
                     cap_wait_name(wait_cells[i].number),
                     e.wait[wait_cells[i].number]);
+    head(out, &redacted);
+    for (size_t i = 0; i < NREDACTS; i++)
+        fprintf(out, "capture_%s{kind=\"%s\"} %" PRIu64 "\n", redacted.name,
+                cap_redact_name(redact_cells[i].number),
+                e.redact[redact_cells[i].number]);
     for (int i = 0; i < METRIC_COUNT; i++)
         value(out, &descriptions[i],
               __atomic_load_n(&metrics_cell[i], __ATOMIC_RELAXED));
@@ -241,6 +257,7 @@ void metrics_docs(FILE *out) {
     document(out, &lost, "{reason}");
     document(out, &pending, "");
     document(out, &waits, "{result}");
+    document(out, &redacted, "{kind}");
     for (int i = 0; i < METRIC_COUNT; i++)
         document(out, &descriptions[i], "");
     for (int i = 0; i < HISTOGRAM_COUNT; i++)
@@ -255,4 +272,8 @@ void metrics_docs(FILE *out) {
     for (size_t i = 0; i < NWAITS; i++)
         fprintf(out, "| `%s` | %s |\n", cap_wait_name(wait_cells[i].number),
                 wait_cells[i].help);
+    fputs("\n## What was redacted\n\n| kind | |\n| --- | --- |\n", out);
+    for (size_t i = 0; i < NREDACTS; i++)
+        fprintf(out, "| `%s` | %s |\n",
+                cap_redact_name(redact_cells[i].number), redact_cells[i].help);
 }

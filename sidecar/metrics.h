@@ -160,6 +160,7 @@ typedef struct {
     uint64_t reason[CAP_REASON_CELLS];
     uint64_t wait[CAP_WAIT_CELLS];
     uint64_t waited[CAP_WAITED_CELLS];
+    uint64_t redact[CAP_REDACT_CELLS];
 } metrics_exchanges;
 
 /* Fills `into` with the sum over all pools, and sets the cells of pools;

@@ -26,6 +26,18 @@ const char *cap_wait_name(unsigned cell) {
     }
 }
 
+const char *cap_redact_name(unsigned cell) {
+    switch (cell) {
+#define X(sym, num, name, help)                                                \
+    case num:                                                                  \
+        return name;
+        CAP_REDACTS(X)
+#undef X
+    default:
+        return NULL;
+    }
+}
+
 enum cap_class cap_reason_class(unsigned reason) {
     switch (reason) {
 #define X(sym, num, cls, name, help)                                           \

@@ -36,6 +36,9 @@
     X(REFUSED, 9, FILTERED, "refused", "capture_on_failure refuse")            \
     X(UNREAD_BODY, 10, FILTERED, "unread_body",                                \
       "the request was answered, and its body never read to its end")          \
+    X(TOO_LARGE, 11, FILTERED, "too_large", "capture_max_request_body")        \
+    X(UNREDACTABLE, 12, FILTERED, "unredactable",                              \
+      "capture_redact_json cannot read the request's body (coded, or CBOR)")   \
     X(UNLINKED, 32, LOST, "unlinked", "no sidecar was linked to the worker")   \
     X(POOL_FULL, 33, LOST, "pool_full",                                        \
       "capture_buffer had no room for the request")                            \
@@ -107,6 +110,36 @@ const char *cap_wait_name(unsigned cell);
 #define CAP_WAITED_CELLS 16
 
 unsigned cap_waited_cell(uint64_t ms);
+
+/*
+ * What was changed or left out before it was recorded (capture_redact_*,
+ * capture_max_response_body), whatever became of its exchange.
+ *
+ * X(symbol, number, name, help)
+ */
+#define CAP_REDACTS(X)                                                         \
+    X(HEADER, 0, "headers", "values of headers and trailers")                  \
+    X(ARG, 1, "args", "values of query arguments")                             \
+    X(JSON, 2, "json", "strings and numbers in JSON bodies")                   \
+    X(UNHASHED, 3, "unhashed",                                                 \
+      "of these in JSON: too long for a hash, replaced by a constant")         \
+    X(MALFORMED, 4, "malformed",                                               \
+      "bodies or lines that are no JSON, replaced from there to their end")    \
+    X(OMITTED, 5, "omitted",                                                   \
+      "responses recorded without their body: too large, or unredactable")     \
+    X(CUT, 6, "cut",                                                           \
+      "responses that grew beyond capture_max_response_body: of truncated")
+
+#define CAP_REDACT_CELLS 8
+
+enum cap_redact {
+#define X(sym, num, name, help) CAP_REDACT_##sym = num,
+    CAP_REDACTS(X)
+#undef X
+};
+
+/* NULL for a number that is none. */
+const char *cap_redact_name(unsigned cell);
 
 enum cap_class { CAP_CLASS_NONE, CAP_CLASS_FILTERED, CAP_CLASS_LOST };
 

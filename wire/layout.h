@@ -105,6 +105,9 @@ typedef struct {
     _Alignas(64) cap_sidecar_counters sidecar;
     /* the worker's, by time (CAP_WAITED); 0 of a module that is older */
     _Alignas(64) _Atomic uint64_t waited[CAP_WAITED_CELLS];
+
+    /* the worker's; a module that does not count leaves 0 here */
+    _Alignas(64) _Atomic uint64_t redact[CAP_REDACT_CELLS];
 } cap_header;
 
 _Static_assert(sizeof(cap_header) <= CAP_HEADER_SIZE, "header fits its page");

@@ -51,7 +51,7 @@ SIDECAR_CELLS = {"taken": 0, "captured": 1, "truncated": 2, "open": 3}
 REASONS = {
     "bad_request": 1, "not_forwarded": 2, "rule": 3, "bypass": 4, "upgrade": 5,
     "unsupported": 6, "unreplayable": 7, "client_abort": 8, "refused": 9,
-    "unread_body": 10, "unlinked": 32, "pool_full": 33, "response": 34,
+    "unread_body": 10, "too_large": 11, "unredactable": 12, "unlinked": 32, "pool_full": 33, "response": 34,
     "no_slot": 35, "link_lost": 36, "worker_exit": 37, "internal": 41}
 NAMES = {number: name for name, number in REASONS.items()}
 

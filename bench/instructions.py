@@ -39,9 +39,9 @@ class Client:
         request = head.encode() + b"\r\n" + body
         for _ in range(number):
             self.sock.sendall(request)
-            self._answer()
+            self.answer()
 
-    def _answer(self):
+    def answer(self):
         data = b""
         while b"\r\n\r\n" not in data:
             data += self._receive()
@@ -81,7 +81,7 @@ def _profile(path):
     return own
 
 
-class _Worker:
+class Worker:
     """A proxy under callgrind."""
 
     def __init__(self, case, directory, source, module, reader, prefix):
@@ -129,7 +129,7 @@ def measure(cases, directory, source, module, readers, number, prefix,
     {case: what its sidecar is, or None}."""
     result = {key: {} for key in KEYS}
     for case in cases:
-        worker = _Worker(case, directory, source, module, readers.get(case),
+        worker = Worker(case, directory, source, module, readers.get(case),
                          prefix)
         try:
             worker.start()

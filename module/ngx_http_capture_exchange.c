@@ -15,6 +15,10 @@ static ngx_http_capture_pool_t *ngx_http_capture_exchange_pool(
     ngx_http_capture_ctx_t *ctx);
 static cap_frame *ngx_http_capture_frame(ngx_http_capture_pool_t *pool,
     ngx_http_capture_ctx_t *ctx, ngx_uint_t type);
+static void ngx_http_capture_chain_redacted(ngx_http_capture_ctx_t *ctx,
+    ngx_uint_t type, ngx_http_capture_json_t *json, ngx_chain_t *in,
+    ngx_uint_t chunked);
+static void ngx_http_capture_not_read(ngx_http_capture_ctx_t *ctx);
 static void ngx_http_capture_exchange_lost(ngx_http_capture_ctx_t *ctx,
     ngx_uint_t reason);
 static void ngx_http_capture_chunk_size(ngx_http_capture_ctx_t *ctx,
@@ -131,7 +135,12 @@ ngx_http_capture_chain(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
 
     json = (type == CAP_FRAME_READ) ? ctx->request_json : ctx->response_json;
 
-    if (chunked && json == NULL) {
+    if (json) {
+        ngx_http_capture_chain_redacted(ctx, type, json, in, chunked);
+        return;
+    }
+
+    if (chunked) {
         for (cl = in; cl; cl = cl->next) {
             size += ngx_buf_size(cl->buf);
         }
@@ -145,28 +154,49 @@ ngx_http_capture_chain(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
 
     for (cl = in; cl; cl = cl->next) {
 
-        if (ngx_buf_in_memory(cl->buf) && json) {
-            ngx_http_capture_redact_data(ctx, type, json, cl->buf->pos,
-                                         cl->buf->last - cl->buf->pos, chunked);
-
-        } else if (ngx_buf_in_memory(cl->buf)) {
+        if (ngx_buf_in_memory(cl->buf)) {
             ngx_http_capture_data(ctx, type, cl->buf->pos,
                                   cl->buf->last - cl->buf->pos);
 
         } else if (cl->buf->in_file) {
-
-            /* the copy filter was told to read files; something below didn't */
-
-            ngx_http_capture_finish(ctx, CAP_FRAME_ABANDON,
-                                    ctx->eom_sent ? CAP_RESPONSE
-                                                  : CAP_INTERNAL);
+            ngx_http_capture_not_read(ctx);
             return;
         }
     }
 
-    if (size) {
+    if (chunked) {
         ngx_http_capture_data(ctx, type, (u_char *) CRLF, 2);
     }
+}
+
+
+static void
+ngx_http_capture_chain_redacted(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
+    ngx_http_capture_json_t *json, ngx_chain_t *in, ngx_uint_t chunked)
+{
+    ngx_chain_t  *cl;
+
+    for (cl = in; cl; cl = cl->next) {
+
+        if (ngx_buf_in_memory(cl->buf)) {
+            ngx_http_capture_redact_data(ctx, type, json, cl->buf->pos,
+                                         cl->buf->last - cl->buf->pos, chunked);
+
+        } else if (cl->buf->in_file) {
+            ngx_http_capture_not_read(ctx);
+            return;
+        }
+    }
+}
+
+
+/* The copy filter was told to read files; something below it didn't. */
+
+static void
+ngx_http_capture_not_read(ngx_http_capture_ctx_t *ctx)
+{
+    ngx_http_capture_finish(ctx, CAP_FRAME_ABANDON,
+                            ctx->eom_sent ? CAP_RESPONSE : CAP_INTERNAL);
 }
 
 

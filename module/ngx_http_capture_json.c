@@ -83,7 +83,9 @@ static void json_value_end(json_t *j, u_char *p);
 static void json_hash_number(json_t *j, u_char *p, size_t len);
 static u_char json_mask_number(json_t *j, u_char c, u_char digit);
 static void json_constant_rest(json_t *j, u_char *p);
+static u_char *json_run(u_char *p, u_char *last);
 static void json_name_char(json_t *j, u_char c);
+static void json_name_run(json_t *j, const u_char *p, const u_char *last);
 static void json_name_code(json_t *j, unsigned code);
 static void json_name_end(json_t *j);
 static size_t json_keep_back(json_t *j, u_char *buf, u_char *last);
@@ -407,27 +409,30 @@ json_step_open_name(json_t *j, u_char *p, u_char *last)
 static u_char *
 json_step_name(json_t *j, u_char *p, u_char *last)
 {
-    for ( /* void */ ; p < last; p++) {
+    u_char  *start;
 
-        if (*p == '"') {
-            json_name_end(j);
-            j->state = json_colon;
-            return p + 1;
-        }
+    start = p;
+    p = json_run(p, last);
 
-        if (*p == '\\') {
-            j->state = json_name_escape;
-            return p + 1;
-        }
+    json_name_run(j, start, p);
 
-        if (*p < 0x20) {
-            return (*p == '\n' && j->lines) ? p : json_break(j, p);
-        }
-
-        json_name_char(j, *p);
+    if (p == last) {
+        return p;
     }
 
-    return p;
+    if (*p == '"') {
+        json_name_end(j);
+        j->state = json_colon;
+        return p + 1;
+    }
+
+    if (*p != '\\') {
+        return (*p == '\n' && j->lines) ? p : json_break(j, p);
+    }
+
+    j->state = json_name_escape;
+
+    return p + 1;
 }
 
 
@@ -521,35 +526,35 @@ json_step_after(json_t *j, u_char *p, u_char *last)
 static u_char *
 json_step_string(json_t *j, u_char *p, u_char *last)
 {
-    unsigned  constant;
+    u_char  *start;
 
-    constant = (j->how == json_constant);
+    start = p;
+    p = json_run(p, last);
 
-    for ( /* void */ ; p < last; p++) {
-
-        if (*p == '"') {
-            json_value_end(j, p);
-            return p + 1;
-        }
-
-        if (*p < 0x20) {
-            return (*p == '\n' && j->lines) ? p : json_break(j, p);
-        }
-
-        if (*p == '\\') {
-            j->state = json_string_escape;
-        }
-
-        if (constant) {
-            *p = NGX_HTTP_CAPTURE_JSON_MASK;
-        }
-
-        if (j->state == json_string_escape) {
-            return p + 1;
-        }
+    if (j->how == json_constant) {
+        memset(start, NGX_HTTP_CAPTURE_JSON_MASK, p - start);
     }
 
-    return p;
+    if (p == last) {
+        return p;
+    }
+
+    if (*p == '"') {
+        json_value_end(j, p);
+        return p + 1;
+    }
+
+    if (*p != '\\') {
+        return (*p == '\n' && j->lines) ? p : json_break(j, p);
+    }
+
+    if (j->how == json_constant) {
+        *p = NGX_HTTP_CAPTURE_JSON_MASK;
+    }
+
+    j->state = json_string_escape;
+
+    return p + 1;
 }
 
 
@@ -727,6 +732,25 @@ json_step_broken(json_t *j, u_char *p, u_char *last)
         if (*p != ' ' && *p != '\t' && *p != '\r' && *p != '\n') {
             *p = NGX_HTTP_CAPTURE_JSON_MASK;
         }
+    }
+
+    return p;
+}
+
+
+/* Up to what is more than a character of a string. */
+
+static u_char *
+json_run(u_char *p, u_char *last)
+{
+    static const u_char  ends[256] = {
+        1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+        1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+        ['"'] = 1, ['\\'] = 1
+    };
+
+    while (p < last && !ends[*p]) {
+        p++;
     }
 
     return p;
@@ -928,16 +952,33 @@ json_constant_rest(json_t *j, u_char *p)
 static void
 json_name_char(json_t *j, u_char c)
 {
-    if (c == '.') {
+    json_name_run(j, &c, &c + 1);
+}
+
+
+static void
+json_name_run(json_t *j, const u_char *p, const u_char *last)
+{
+    size_t         len;
+    const u_char  *dot;
+
+    for ( ;; ) {
+        dot = memchr(p, '.', last - p);
+        len = (dot ? dot : last) - p;
+
+        if (j->name_len + len <= NGX_HTTP_CAPTURE_JSON_NAME) {
+            memcpy(j->name + j->name_len, p, len);
+        }
+
+        j->name_len += len;
+
+        if (dot == NULL) {
+            return;
+        }
+
         json_name_end(j);
-        return;
+        p = dot + 1;
     }
-
-    if (j->name_len < NGX_HTTP_CAPTURE_JSON_NAME) {
-        j->name[j->name_len] = c;
-    }
-
-    j->name_len++;
 }
 
 

@@ -15,13 +15,16 @@
 #include "ngx_http_capture.h"
 
 #include <openssl/evp.h>
-#include <openssl/hmac.h>
 
 
 #define NGX_HTTP_CAPTURE_REDACT_PIECE    16384
 
 #define NGX_HTTP_CAPTURE_REDACT_KEY_MIN  16
 #define NGX_HTTP_CAPTURE_REDACT_KEY_MAX  4096
+
+/* of SHA-256 */
+#define NGX_HTTP_CAPTURE_REDACT_HASH     32
+#define NGX_HTTP_CAPTURE_REDACT_BLOCK    64
 
 
 static char *ngx_http_capture_redact_array(ngx_conf_t *cf, ngx_command_t *cmd,
@@ -34,6 +37,10 @@ static void ngx_http_capture_redact_forget(void *data);
 static void ngx_http_capture_redact_value(ngx_str_t *key, u_char *p,
     size_t len);
 static void ngx_http_capture_redact_hash(void *data, u_char *p, size_t len);
+static ngx_int_t ngx_http_capture_redact_hmac(ngx_str_t *key, u_char *p,
+    size_t len, u_char *md);
+static ngx_uint_t ngx_http_capture_redact_pad(EVP_MD_CTX *ctx, ngx_str_t *key,
+    u_char pad);
 static ngx_uint_t ngx_http_capture_redact_named(ngx_array_t *names, u_char *p,
     size_t len);
 static ngx_uint_t ngx_http_capture_redact_is_arg(ngx_array_t *names,
@@ -41,6 +48,11 @@ static ngx_uint_t ngx_http_capture_redact_is_arg(ngx_array_t *names,
 static void ngx_http_capture_redact_args(ngx_http_capture_loc_conf_t *clcf,
     ngx_str_t *key, u_char *p, u_char *last);
 static void ngx_http_capture_redact_tally(ngx_http_capture_json_t *json);
+
+
+/* The key that states were made of; another cycle's may have its address. */
+
+static u_char  *ngx_http_capture_redact_ready;
 
 
 /* `capture_redact_header preset`; module/directives.txt has it, too. */
@@ -377,6 +389,8 @@ ngx_http_capture_redact_read(ngx_conf_t *cf, ngx_fd_t fd, ngx_str_t *name,
 static void
 ngx_http_capture_redact_forget(void *data)
 {
+    ngx_http_capture_redact_ready = NULL;
+
     ngx_explicit_memzero(data, 2 * NGX_HTTP_CAPTURE_REDACT_KEY_MAX);
     (void) munmap(data, 2 * NGX_HTTP_CAPTURE_REDACT_KEY_MAX);
 }
@@ -424,7 +438,7 @@ ngx_http_capture_redact_lines(ngx_http_request_t *r,
     cmcf = ngx_http_get_module_main_conf(r, ngx_http_capture_module);
 
     for ( /* void */ ; p < last; p = next) {
-        end = ngx_strlchr(p, last, LF);
+        end = memchr(p, LF, last - p);
 
         if (end == NULL) {
             return;
@@ -433,7 +447,7 @@ ngx_http_capture_redact_lines(ngx_http_request_t *r,
         next = end + 1;
         end--;
 
-        colon = ngx_strlchr(p, end, ':');
+        colon = memchr(p, ':', end - p);
 
         if (colon == NULL || end - colon <= 2) {
             continue;
@@ -488,7 +502,7 @@ ngx_http_capture_redact_args(ngx_http_capture_loc_conf_t *clcf, ngx_str_t *key,
 {
     u_char  *name, *value;
 
-    p = ngx_strlchr(p, last, '?');
+    p = memchr(p, '?', last - p);
 
     while (p && p < last && *p != ' ') {
 
@@ -576,21 +590,94 @@ ngx_http_capture_redact_hash(void *data, u_char *p, size_t len)
 {
     ngx_str_t *key = data;
 
-    u_char        md[EVP_MAX_MD_SIZE];
-    size_t        i;
-    unsigned int  n;
+    size_t  i;
+    u_char  md[NGX_HTTP_CAPTURE_REDACT_HASH];
 
     static u_char  digits[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
                               "abcdefghijklmnopqrstuvwxyz";
 
-    if (HMAC(EVP_sha256(), key->data, key->len, p, len, md, &n) == NULL) {
+    if (ngx_http_capture_redact_hmac(key, p, len, md) != NGX_OK) {
         ngx_memset(p, NGX_HTTP_CAPTURE_JSON_MASK, len);
         return;
     }
 
     for (i = 0; i < len; i++) {
-        p[i] = digits[md[i % n] % (sizeof(digits) - 1)];
+        p[i] = digits[md[i % sizeof(md)] % (sizeof(digits) - 1)];
     }
+}
+
+
+/*
+ * OpenSSL's own HMAC() looks its algorithms up and takes the key in anew each
+ * time: ten times what a short value costs.  So the key's two blocks are done
+ * once, and their states are copied.
+ */
+
+static ngx_int_t
+ngx_http_capture_redact_hmac(ngx_str_t *key, u_char *p, size_t len, u_char *md)
+{
+    static EVP_MD_CTX  *inner, *outer, *work;
+
+    if (ngx_http_capture_redact_ready != key->data) {
+
+        if (work == NULL) {
+            inner = EVP_MD_CTX_new();
+            outer = EVP_MD_CTX_new();
+            work = EVP_MD_CTX_new();
+        }
+
+        if (inner == NULL || outer == NULL || work == NULL
+            || !ngx_http_capture_redact_pad(inner, key, 0x36)
+            || !ngx_http_capture_redact_pad(outer, key, 0x5c))
+        {
+            return NGX_ERROR;
+        }
+
+        ngx_http_capture_redact_ready = key->data;
+    }
+
+    if (!EVP_MD_CTX_copy_ex(work, inner)
+        || !EVP_DigestUpdate(work, p, len)
+        || !EVP_DigestFinal_ex(work, md, NULL)
+        || !EVP_MD_CTX_copy_ex(work, outer)
+        || !EVP_DigestUpdate(work, md, NGX_HTTP_CAPTURE_REDACT_HASH)
+        || !EVP_DigestFinal_ex(work, md, NULL))
+    {
+        return NGX_ERROR;
+    }
+
+    return NGX_OK;
+}
+
+
+static ngx_uint_t
+ngx_http_capture_redact_pad(EVP_MD_CTX *ctx, ngx_str_t *key, u_char pad)
+{
+    size_t      i;
+    u_char      block[NGX_HTTP_CAPTURE_REDACT_BLOCK];
+    ngx_uint_t  rc;
+
+    ngx_memzero(block, sizeof(block));
+
+    if (key->len > sizeof(block)) {
+        if (!EVP_Digest(key->data, key->len, block, NULL, EVP_sha256(), NULL)) {
+            return 0;
+        }
+
+    } else {
+        ngx_memcpy(block, key->data, key->len);
+    }
+
+    for (i = 0; i < sizeof(block); i++) {
+        block[i] ^= pad;
+    }
+
+    rc = EVP_DigestInit_ex(ctx, EVP_sha256(), NULL)
+         && EVP_DigestUpdate(ctx, block, sizeof(block));
+
+    ngx_explicit_memzero(block, sizeof(block));
+
+    return rc;
 }
 
 

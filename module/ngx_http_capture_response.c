@@ -187,7 +187,10 @@ ngx_http_capture_head_record(ngx_http_request_t *r,
         ngx_http_capture_count_redact(CAP_REDACT_OMITTED, 1);
     }
 
-    ngx_http_capture_redact_lines(r, ctx, head->data, head->data + head->len);
+    if (ctx->conf->policy) {
+        ngx_http_capture_redact_lines(r, ctx, head->data,
+                                      head->data + head->len);
+    }
 
     if (location == NULL) {
         ngx_http_capture_data(ctx, CAP_FRAME_WRITE, head->data, head->len);

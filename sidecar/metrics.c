@@ -274,6 +274,6 @@ void metrics_docs(FILE *out) {
                 wait_cells[i].help);
     fputs("\n## What was redacted\n\n| kind | |\n| --- | --- |\n", out);
     for (size_t i = 0; i < NREDACTS; i++)
-        fprintf(out, "| `%s` | %s |\n",
-                cap_redact_name(redact_cells[i].number), redact_cells[i].help);
+        fprintf(out, "| `%s` | %s |\n", cap_redact_name(redact_cells[i].number),
+                redact_cells[i].help);
 }

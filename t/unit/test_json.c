@@ -105,7 +105,8 @@ static const example examples[] = {
      "{\"password\":\"pqr\"}", .values = 1},
     {"password", "{\"passwor\":\"abc\",\"passwords\":\"d\",\"Password\":1}",
      "{\"passwor\":\"abc\",\"passwords\":\"d\",\"Password\":1}", .values = 0},
-    {"password", "{\"a\":{\"b\":[{\"password\":\"x\"},{\"password\" : \"yz\"}]}}",
+    {"password",
+     "{\"a\":{\"b\":[{\"password\":\"x\"},{\"password\" : \"yz\"}]}}",
      "{\"a\":{\"b\":[{\"password\":\"*\"},{\"password\" : \"**\"}]}}",
      "{\"a\":{\"b\":[{\"password\":\"z\"},{\"password\" : \"st\"}]}}",
      .values = 2},
@@ -140,7 +141,8 @@ static const example examples[] = {
      "[{\"b\":{\"b\":{\"a\":\"s\"},\"a\":\"*\",\"c\":\"\"}}]",
      "[{\"b\":{\"b\":{\"a\":\"s\"},\"a\":\"u\",\"c\":\"\"}}]", .values = 2},
     /* all below; after it no more */
-    {"a", "{\"a\":{\"b\":\"s\",\"c\":[\"s\",{\"d\":\"s\"}],\"e\":{}},\"b\":\"s\"}",
+    {"a",
+     "{\"a\":{\"b\":\"s\",\"c\":[\"s\",{\"d\":\"s\"}],\"e\":{}},\"b\":\"s\"}",
      "{\"a\":{\"b\":\"*\",\"c\":[\"*\",{\"d\":\"*\"}],\"e\":{}},\"b\":\"s\"}",
      "{\"a\":{\"b\":\"u\",\"c\":[\"u\",{\"d\":\"u\"}],\"e\":{}},\"b\":\"s\"}",
      .values = 3},
@@ -148,7 +150,8 @@ static const example examples[] = {
     {"n", "{\"n\":[0,-12.50,1e-9,987654321,true,false,null]}",
      "{\"n\":[1,-11.11,1e-0,111111111,true,false,null]}",
      "{\"n\":[1,-14.56,1e-0,164567891,true,false,null]}", .values = 4},
-    {"s", "{\"s\":\"a\\\"b\\\\\",\"t\":\"a\\\"b\\\\\",\"s\":\"\\u0041\xc3\xa9\"}",
+    {"s",
+     "{\"s\":\"a\\\"b\\\\\",\"t\":\"a\\\"b\\\\\",\"s\":\"\\u0041\xc3\xa9\"}",
      "{\"s\":\"******\",\"t\":\"a\\\"b\\\\\",\"s\":\"********\"}",
      "{\"s\":\"efghij\",\"t\":\"a\\\"b\\\\\",\"s\":\"lmnopqrs\"}", .values = 2},
     /* comments are known, and what they say goes */
@@ -163,8 +166,7 @@ static const example examples[] = {
     {"a", "{\"b\":nul1,\"a\":\"s\"}", "{\"b\":nul**********", .malformed = 1},
     {"a", "{\"b\":\"x\ny\",\"a\":\"s\"}", "{\"b\":\"x\n***********",
      .malformed = 1},
-    {"a", "{\"b\":1} } {\"a\":\"s\"}", "{\"b\":1} * *********",
-     .malformed = 1},
+    {"a", "{\"b\":1} } {\"a\":\"s\"}", "{\"b\":1} * *********", .malformed = 1},
     {"a", "[1}{\"a\":\"s\"}", "[1**********", .malformed = 1},
     {"a", "{\"a\":\"s", "{\"a\":\"*", .values = 1},
     {"a", "{\"a\":\"s\n\"}", "{\"a\":\"*\n**", .values = 1, .malformed = 1},
@@ -173,7 +175,9 @@ static const example examples[] = {
     {"a", " \n[{\"a\":\"s\"}]", " \n[{\"a\":\"*\"}]", " \n[{\"a\":\"u\"}]",
      .unsure = 1, .values = 1},
     /* a document a line: what is wrong ends with its line */
-    {"a", "{\"index\":{}}\n{\"a\":\"s\"}\n{\"b\":\"s\nx{\"a\":\"s\"}\n{\"a\":\"s\"}\n",
+    {"a",
+     "{\"index\":{}}\n{\"a\":\"s\"}\n{\"b\":\"s\nx{\"a\":\"s\"}\n{\"a\":\"s\"}"
+     "\n",
      "{\"index\":{}}\n{\"a\":\"*\"}\n{\"b\":\"s\n**********\n{\"a\":\"*\"}\n",
      "{\"index\":{}}\n{\"a\":\"u\"}\n{\"b\":\"s\n**********\n{\"a\":\"u\"}\n",
      .lines = 1, .values = 2, .malformed = 1},
@@ -239,7 +243,8 @@ START_TEST(what_is_too_deep_is_replaced_whole) {
     for (int i = 0; i < depth; i++) {
         n += (size_t)sprintf(in + n, i % 2 ? "[" : "{\"k\":");
     }
-    n += (size_t)sprintf(in + n, "{\"secret\":\"s\\\"]\",\"open\":\"o\",\"n\":29}");
+    n += (size_t)sprintf(in + n,
+                         "{\"secret\":\"s\\\"]\",\"open\":\"o\",\"n\":29}");
     for (int i = depth - 1; i >= 0; i--) {
         n += (size_t)sprintf(in + n, i % 2 ? "]" : "}");
     }
@@ -247,7 +252,8 @@ START_TEST(what_is_too_deep_is_replaced_whole) {
     masked(&j, &paths, in, n, false, false, false, out);
     ck_assert_ptr_nonnull(
         strstr(out, "{\"******\":\"****\",\"****\":\"*\",\"*\":11}"));
-    ck_assert_str_eq(strstr(out, "{\"open"), "{\"open\":\"o\",\"secret\":\"*\"}");
+    ck_assert_str_eq(strstr(out, "{\"open"),
+                     "{\"open\":\"o\",\"secret\":\"*\"}");
     ck_assert_uint_eq(j.malformed, 0);
 }
 END_TEST

@@ -4,9 +4,11 @@ or in which nothing can be found, are left out and counted, never cut in silence
 """
 
 import gzip
+import hmac
 import json
 import os
 import re
+import string
 
 import pytest
 
@@ -370,6 +372,34 @@ def test_with_a_key_users_can_be_told_apart(rig, source, workdir):
             with open(os.path.join(r.directory, name)) as f:
                 assert text.strip() not in f.read()
     assert len(set(seen)) == 4
+
+
+@pytest.mark.parametrize("size", [16, 64, 65, 4096])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_hash_is_hmac_sha256_and_an_end_too_early_keeps_its_length(
+        rig, source, workdir, size, chunked):
+    """What was held back of a value whose end never comes is masked."""
+    secret = "k" * size
+    source.answer = lambda q: Response(headers=[JSON], body=b'{"a":["cut off',
+                                       chunked=(5,) if chunked else None)
+    r = rig(http=f"capture_redact_key {key(workdir, secret)};",
+            server="capture_redact_header x-a; capture_redact_json a;")
+    value, cut = "value " * 10, b'{"b":1,"a":[12,"cut off, t\\'
+    with r.client() as client:
+        raw = build_request("POST", "/", [HOST, JSON, ("X-A", value[:-1])],
+                            chunks=[cut[:20], cut[20:]] if chunked else None,
+                            body=None if chunked else cut)
+        client.send(raw)
+        assert client.receive().body == b'{"a":["cut off'
+    x, = r.exchanges(1)
+    message = Message(x.request)
+    digest = hmac.new(secret.encode(), value[:-1].encode(), "sha256").digest()
+    letters = string.digits + string.ascii_uppercase + string.ascii_lowercase
+    assert message.all("x-a") == ["".join(
+        letters[digest[i % 32] % 62] for i in range(len(value) - 1))]
+    assert re.fullmatch(rb'\{"b":1,"a":\[1[1-7],"\*{11}', message.body), message.body
+    assert Message(x.response).body == b'{"a":["*******'
+    lengths_fit(x)
 
 
 def test_a_value_too_long_for_a_hash_is_masked_and_counted(rig, workdir):

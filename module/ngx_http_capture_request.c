@@ -393,8 +393,6 @@ ngx_http_capture_decide(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx)
 
     ngx_http_capture_count_seen();
 
-    ctx->conf = clcf;
-
     reason = ngx_http_capture_rules(r, ctx, clcf);
 
     if (reason == CAP_NONE) {
@@ -472,6 +470,8 @@ ngx_http_capture_rules(ngx_http_request_t *r, ngx_http_capture_ctx_t *ctx,
     ngx_http_capture_loc_conf_t *clcf)
 {
     ngx_str_t  value;
+
+    ctx->conf = clcf;
 
     if (clcf->variable) {
         if (ngx_http_complex_value(r, clcf->variable, &value) != NGX_OK) {

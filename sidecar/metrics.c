@@ -213,7 +213,7 @@ void metrics_write(FILE *out) {
             fprintf(out, "capture_%s{result=\"%s\"} %" PRIu64 "\n", waits.name,
                     cap_wait_name(wait_cells[i].number),
                     e.wait[wait_cells[i].number]);
-    head(out, &redacted);
+    head(out, redacted.name, redacted.type, redacted.help);
     for (size_t i = 0; i < NREDACTS; i++)
         fprintf(out, "capture_%s{kind=\"%s\"} %" PRIu64 "\n", redacted.name,
                 cap_redact_name(redact_cells[i].number),

@@ -494,6 +494,23 @@ def test_an_error_page_elsewhere_keeps_the_rules_of_its_request(rig, source):
     nowhere(r)
 
 
+def test_what_is_answered_before_it_is_forwarded_is_redacted(rig):
+    """capture_include not_forwarded"""
+    r = rig(server="capture_include not_forwarded; capture_redact_header x-s;"
+                   "capture_redact_arg t; capture_redact_json a;"
+                   "capture_max_response_body 0;",
+            location=f"add_header X-S {SECRET} always; return 403;")
+    raw = build_request("GET", f"/?t={SECRET}", [HOST, ("X-S", SECRET)])
+    with r.client() as client:
+        client.send(raw)
+        assert client.receive().status == 403
+    x, = r.exchanges(1)
+    same_request(x, hidden(raw))
+    got = Message(x.response)
+    assert got.all("x-s") == [STARS] and got.body == b""
+    nowhere(r)
+
+
 # rules
 
 def test_rules_may_go_by_anything_that_nginx_knows(rig, source):

@@ -9,6 +9,8 @@
 #   check        builds and runs the unit tests
 #   asan         all of it with ASan and UBSan in build/asan/, the module for the
 #                NGINX of `script/bootstrap --test`; asan-check runs its units
+#   kill-points  build/kill-points/: a sidecar that dies where a test says, and
+#                the unit test of that; kill-points-check runs the latter
 #   install      into $(DESTDIR)$(prefix), the module into $(moduledir)
 #   clean        removes what make built; distclean all of build/
 #   help         prints this
@@ -19,6 +21,7 @@
 #   NGINX_CONFIGURE  configure options for a tree that was not
 #   BUILD=DIR        another build directory
 #   SAN=LIST         gcc's -fsanitize list
+#   KILL_POINTS=1    with the places of sidecar/step.h where it can die
 #   V=1              shows the commands
 #   CC, CFLAGS, CPPFLAGS, LDFLAGS, DESTDIR, prefix, moduledir: as usual
 #
@@ -49,7 +52,8 @@ LDFLAGS ?= -Wl,-z,relro -Wl,-z,now
 SANITIZE := $(if $(SAN),-fsanitize=$(SAN))
 WARN := -Wall -Wextra -Werror -Wformat -Werror=format-security
 COMPILE = $(CC) -std=gnu11 $(WARN) -fno-omit-frame-pointer -fPIE -pthread \
-    $(SANITIZE) $(CFLAGS) $(CPPFLAGS) -I. $(RDKAFKA_CFLAGS)
+    $(SANITIZE) $(CFLAGS) $(CPPFLAGS) $(if $(KILL_POINTS),-DCAPTURE_KILL_POINTS) \
+    -I. $(RDKAFKA_CFLAGS)
 LINK = $(CC) -pie $(SANITIZE) $(CFLAGS) $(LDFLAGS)
 
 # $(call say,WHAT)COMMAND: WHAT instead of the command itself, unless V=1
@@ -70,7 +74,7 @@ LIBS := $(RDKAFKA_LIBS) -lmicrohttpd -ljansson -lcurl -lssl -lcrypto -lz -lm \
     -lpthread
 
 .PHONY: all module sidecar launcher tools man unit check asan asan-check \
-    install clean distclean help
+    kill-points kill-points-check install clean distclean help
 all: module sidecar launcher tools man
 sidecar: $(BUILD)/capture-sidecar
 launcher: $(BUILD)/capture-proxy
@@ -164,11 +168,18 @@ module:
 
 # the rest
 
-ASAN := BUILD=build/asan SAN=address,undefined NGINX_SRC=build/nginx-asan
+ASAN := BUILD=build/asan SAN=address,undefined NGINX_SRC=build/nginx-asan \
+    KILL_POINTS=1
 asan:
 	+$(MAKE) $(ASAN) all unit
 asan-check:
 	+$(MAKE) $(ASAN) check
+
+DEATH := build/kill-points/unit/test_death
+kill-points:
+	+$(MAKE) BUILD=build/kill-points KILL_POINTS=1 sidecar $(DEATH)
+kill-points-check: kill-points
+	CK_TIMEOUT_MULTIPLIER=5 timeout 300 $(DEATH)
 
 install: all
 	install -D -m 755 $(BUILD)/capture-sidecar \
@@ -186,7 +197,7 @@ install: all
 	    $(DESTDIR)$(moduledir)/ngx_http_capture_module.so
 
 clean:
-	rm -rf $(BUILD)/man $(BUILD)/completion $(BUILD)/obj $(BUILD)/unit $(BUILD)/asan $(BUILD)/clang $(BUILD)/module \
+	rm -rf $(BUILD)/man $(BUILD)/completion $(BUILD)/obj $(BUILD)/unit $(BUILD)/asan $(BUILD)/clang $(BUILD)/kill-points $(BUILD)/module \
 	    $(BUILD)/libcapture.a $(BUILD)/capture-sidecar $(BUILD)/capture-proxy \
 	    $(BUILD)/capturectl \
 	    $(BUILD)/mock-broker $(BUILD)/ngx_http_capture_module.so

@@ -584,6 +584,11 @@ ngx_http_capture_link_drop(ngx_http_capture_worker_t *w)
     if (w->pool && ngx_http_capture_link_resumable(w->pool)) {
         w->linked = 0;
 
+        /* what it acknowledged, and died before it could ring for it */
+
+        ngx_http_capture_pool_collect(w->pool);
+        ngx_http_capture_wait_wake(w);
+
     } else if (w->pool) {
         ngx_http_capture_link_fold(w, CAP_LINK_LOST);
         ngx_http_capture_pool_destroy(w->pool);

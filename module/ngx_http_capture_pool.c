@@ -532,10 +532,11 @@ ngx_http_capture_pool_take_block(ngx_http_capture_pool_t *pool)
 
     b = cap_block_at(pool->base, &pool->geo, i);
 
-    b->generation = pool->block_gen[i];
     b->first_seq = pool->seq + 1;
     atomic_store_explicit(&b->published, CAP_BLOCK_HEADER,
                           memory_order_relaxed);
+    atomic_store_explicit(&b->generation, pool->block_gen[i],
+                          memory_order_release);
 
     h = ngx_http_capture_header(pool);
 
@@ -714,8 +715,9 @@ ngx_http_capture_pool_return(ngx_http_capture_pool_t *pool, uint64_t entry)
             break;
         }
 
-        cap_block_at(pool->base, &pool->geo, i)->generation =
-                                                     ++pool->block_gen[i];
+        atomic_store_explicit(&cap_block_at(pool->base, &pool->geo, i)
+                              ->generation,
+                              ++pool->block_gen[i], memory_order_relaxed);
         pool->free[pool->nfree++] = i;
         return;
 

@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "sidecar/metrics.h"
+#include "sidecar/step.h"
 
 #define DAY_NS 86400000000000ll
 
@@ -248,8 +249,51 @@ static uint8_t phase_of(unsigned flags) {
                                      : CONN_REQUEST;
 }
 
-/* Its frames are still to be read: nothing is sent before (held). */
-static void restore(conn *c, const cap_slot *s, uint64_t acked) {
+/* Beyond all that comes to pass, and far from the end of their type. */
+#define MOST_COUNTED (1u << 30)
+
+static bool numbers_are_good(const conn *c) {
+    const cap_intent *i = c->adopted;
+
+    if (c->next_number == 0 || c->next_number > MOST_COUNTED ||
+        c->acked_requests > MOST_COUNTED) {
+        return false;
+    }
+    return i == NULL ||
+           (atomic_load_explicit(&i->number, memory_order_relaxed) <=
+                MOST_COUNTED &&
+            i->requests <= MOST_COUNTED);
+}
+
+/*
+ * Where an intent is valid, it says what its record is: an owner that died on
+ * the way from its report to the slot's last store has left a slot whose
+ * fields are of different moments.
+ */
+static bool restore_intent(conn *c, const cap_intent *i) {
+    if (atomic_load_explicit(&i->number, memory_order_acquire) == 0 ||
+        i->slot_generation != c->generation) {
+        return true;
+    }
+    c->adopted = malloc(sizeof(*c->adopted));
+    if (c->adopted == NULL) {
+        return false;
+    }
+    memcpy(c->adopted, i, sizeof(*i));
+    c->partition = c->adopted->partition; /* the slot's follows the first ack */
+    c->until_seq = c->adopted->last_seq;
+    c->until_byte = c->adopted->last_byte;
+    c->until_requests = c->adopted->requests;
+    c->until_unterminated = c->adopted->unterminated_read != 0;
+    c->low_water = c->adopted->low_water;
+    c->resume_byte =
+        c->acked_seq < c->adopted->first_seq ? c->adopted->first_byte : 0;
+    return true;
+}
+
+/* Its frames are still to be read: nothing is sent before (held).  False: out
+   of memory. */
+static bool restore(conn *c, const cap_slot *s, uint64_t acked) {
     const cap_intent *i =
         cap_intent_at(c->pool->header, &c->pool->geometry, c->slot);
     unsigned flags = CAP_ACKED_FLAGS(acked);
@@ -266,18 +310,7 @@ static void restore(conn *c, const cap_slot *s, uint64_t acked) {
     c->sent_unterminated = c->acked_unterminated = s->unterminated_read != 0;
     c->resume_byte =
         atomic_load_explicit(&s->acked_bytes, memory_order_relaxed);
-    if (atomic_load_explicit(&i->number, memory_order_acquire) == 0 ||
-        i->slot_generation != c->generation) {
-        return;
-    }
-    c->adopted = malloc(sizeof(*c->adopted));
-    if (c->adopted != NULL) {
-        memcpy(c->adopted, i, sizeof(*i));
-        c->partition = i->partition; /* the slot's follows the first ack */
-        c->until_seq = i->last_seq;
-        c->until_byte = i->last_byte;
-        c->low_water = i->low_water;
-    }
+    return restore_intent(c, i);
 }
 
 static const char *adopt_slot(assemble *a, uint32_t slot) {
@@ -299,10 +332,16 @@ static const char *adopt_slot(assemble *a, uint32_t slot) {
     if (c == NULL) {
         return why != NULL ? why : "out of memory";
     }
-    restore(c, s, acked);
+    if (!restore(c, s, acked)) {
+        return "out of memory";
+    }
+    if (!numbers_are_good(c)) {
+        return "a slot's counts are impossible";
+    }
     if (c->acked_open) {
         pool_count_taken(a->pool);
     }
+    step(STEP_ADOPT_SLOT);
     return NULL;
 }
 
@@ -343,7 +382,9 @@ static void count_the_uncounted(assemble *a) {
 
         told = told < missing ? told : missing;
         pool_count_missing(p, class, told);
+        step(STEP_MISSING_TOLD);
         pool_count_missing(p, CAP_LINK_LOST, missing - told);
+        step(STEP_MISSING_LOST);
     }
     pool_ending(p, 0, 0);
 }
@@ -361,7 +402,9 @@ void assemble_adopted(assemble *a) {
         next = TAILQ_NEXT(c, all);
         if (c->held) {
             conn_rewind(c, c->resume_byte);
+            c->resume_byte = 0;
             ledger_resume(a->ledger, c);
+            step(STEP_RESUMED);
         }
     }
 }
@@ -497,9 +540,21 @@ static int64_t sound_time(const assemble *a, conn *c, int64_t ts_ns) {
     return c->last_ts_ns = ts_ns;
 }
 
-/* What may be in the topic can neither be cut nor withdrawn. */
-static bool in_doubt(const conn *c, const frame_ref *r) {
-    return r->seq <= c->until_seq;
+/*
+ * What may be in the topic can neither be cut nor withdrawn by a frame that
+ * comes after that record.  One that is in it has been at work before it was
+ * made: then the same is done again, and the record is the same.
+ */
+static void spare_doubtful(conn *c, uint64_t seq) {
+    if (seq <= c->until_seq) {
+        return;
+    }
+    if (c->begin != NULL && c->begin->seq <= c->until_seq) {
+        c->begin = NULL;
+    }
+    if (c->eom != NULL && c->eom->seq <= c->until_seq) {
+        c->eom = NULL;
+    }
 }
 
 /* What passes, and how long it takes, for /metrics. */
@@ -538,8 +593,7 @@ static void measure(conn *c, const frame_ref *r) {
 static void on_read(assemble *a, conn *c, frame_ref *r) {
     if (r->flags & CAP_FRAME_BEGIN) {
         pool_count_taken(a->pool);
-        if (!in_doubt(c, r) && !(c->resume_byte > 0 && c->head == NULL)) {
-            c->begin_prev = c->tail;
+        if (!(c->resume_byte > 0 && c->head == NULL)) {
             c->begin = r;
         }
     }
@@ -548,7 +602,7 @@ static void on_read(assemble *a, conn *c, frame_ref *r) {
 }
 
 static void on_eom(assemble *a, conn *c, frame_ref *r) {
-    c->eom = in_doubt(c, r) ? NULL : r;
+    c->eom = r;
     conn_append(c, r);
     if (r->flags & CAP_FRAME_WAIT) {
         c->waits = true;
@@ -576,6 +630,7 @@ static void on_end(assemble *a, conn *c, frame_ref *r) {
 }
 
 static void on_drop(assemble *a, conn *c, frame_ref *r) {
+    spare_doubtful(c, r->seq);
     if (conn_cut_exchange(c)) {
         r->type = CAP_FRAME_PAD;
         r->flags |= CONN_FRAME_COUNTS;
@@ -593,6 +648,7 @@ static void on_drop(assemble *a, conn *c, frame_ref *r) {
 }
 
 static void on_abandon(assemble *a, conn *c, frame_ref *r, bool complete) {
+    spare_doubtful(c, r->seq);
     if (!complete && conn_cut_exchange(c)) {
         r->flags |= CONN_FRAME_COUNTS;
     }
@@ -679,7 +735,11 @@ static void end_conn(assemble *a, conn *c, enum cap_reason reason) {
     }
     if (reason != CAP_WORKER_EXIT) {
         conn_cut_unsent(c, reason);
+        if (c->unsent_end) {
+            return; /* it may be in the topic already */
+        }
     } else if (c->phase == CONN_REQUEST) {
+        spare_doubtful(c, UINT64_MAX);
         counts = conn_cut_exchange(c);
     }
     c->phase = CONN_ENDED;
@@ -702,7 +762,7 @@ void assemble_end(assemble *a, enum cap_reason reason) {
 
     assemble_turn(a);
     if (a->adopting) {
-        assemble_adopted(a);
+        assemble_adopted(a); /* with what could be read */
     }
     for (c = TAILQ_FIRST(&a->conns); c != NULL; c = next) {
         next = TAILQ_NEXT(c, all);

@@ -1,5 +1,7 @@
 #include "sidecar/conn.h"
 
+#include "sidecar/step.h"
+
 /* An observation other than those that end the connection. */
 static bool is_content(const frame_ref *r) {
     return r->type == CAP_FRAME_READ || r->type == CAP_FRAME_EOM ||
@@ -107,6 +109,7 @@ static void commit(const conn *c) {
         atomic_store_explicit(
             &cap_slot_at(c->pool->header, &c->pool->geometry, c->slot)->acked,
             conn_acked(c), memory_order_release);
+        step(STEP_COMMITTED);
     }
 }
 
@@ -132,9 +135,12 @@ static void exchange_ended(conn *c, const frame_ref *r) {
     c->acked_open = false;
     c->acked_eom = false;
     pool_ending(c->pool, class, 1);
+    step(STEP_ENDING);
     commit(c);
     pool_count_class(c->pool, class);
+    step(STEP_COUNTED);
     pool_ending(c->pool, 0, 0);
+    step(STEP_ENDED);
 }
 
 static void acknowledge(conn *c, const frame_ref *r) {
@@ -159,6 +165,8 @@ static void acknowledge(conn *c, const frame_ref *r) {
         exchange_ended(c, r);
         break;
     default:
+        /* what ends it may need a record: a successor must not miss it */
+        c->acked_open |= (r->flags & CONN_FRAME_CUT) != 0;
         if (r->flags & CONN_FRAME_COUNTS) {
             exchange_ended(c, r);
         }
@@ -185,9 +193,6 @@ void conn_release(conn *c) {
 
     while ((r = c->head) != c->send) {
         c->head = r->next;
-        if (c->begin_prev == r) {
-            c->begin_prev = NULL;
-        }
         pool_release(c->pool, r);
     }
     if (c->head == NULL) {
@@ -216,18 +221,27 @@ static void free_frames(conn *c, frame_ref *r) {
     for (; r != NULL; r = next) {
         next = r->next;
         leaves(c, r);
-        if (c->begin_prev == r) {
-            c->begin_prev = NULL;
-        }
         pool_release(c->pool, r);
     }
 }
 
+/* The frames stay, as nothing, until all before them is acknowledged: a
+   successor that found the rest without the first ones could make no sense of
+   it. */
 bool conn_cut_exchange(conn *c) {
     if (c->begin == NULL) {
         return false;
     }
-    free_frames(c, detach(c, c->begin_prev, c->begin));
+    for (frame_ref *r = c->begin; r != NULL; r = r->next) {
+        c->unsent_cost -= cost(r);
+        c->unsent -= is_content(r);
+        r->type = CAP_FRAME_PAD;
+        if (r->flags & CAP_FRAME_BEGIN) {
+            r->flags ^= CAP_FRAME_BEGIN | CONN_FRAME_CUT;
+        }
+    }
+    c->begin = NULL;
+    c->eom = NULL;
     return true;
 }
 
@@ -242,7 +256,8 @@ void conn_rewind(conn *c, uint32_t byte) {
         enters(c, r);
         c->flushes += (r->flags & CONN_FRAME_FLUSH) != 0;
     }
-    if (c->head == NULL || byte >= c->head->size) {
+    if (c->head == NULL || byte >= c->head->size ||
+        (c->head->type != CAP_FRAME_READ && c->head->type != CAP_FRAME_WRITE)) {
         c->send_byte = 0; /* of a frame that has no such byte */
     }
     c->unsent_cost -= c->send_byte;
@@ -281,6 +296,9 @@ void conn_skip(conn *c) {
         c->unsent_cost -= c->until_byte - c->send_byte;
         c->send_byte = c->until_byte;
         c->sent_unterminated |= c->send->type == CAP_FRAME_READ;
+        if (c->send == c->begin) {
+            c->begin = NULL;
+        }
     }
 }
 
@@ -292,6 +310,7 @@ static void count_from(conn *c, const frame_ref *r, bool open,
     for (; r != NULL; r = r->next) {
         if (r->flags & CONN_FRAME_COUNTS) {
             pool_count_reason(c->pool, r->code);
+            open = false;
         } else if (r->type == CAP_FRAME_READ && (r->flags & CAP_FRAME_BEGIN)) {
             open = true;
             why = reason;
@@ -311,10 +330,14 @@ static void count_from(conn *c, const frame_ref *r, bool open,
 
 /* Of frames before `end`: what was taken out and was still to be counted. */
 static void count_cut(conn *c, const frame_ref *r, const frame_ref *end) {
+    bool first = true;
+
     for (; r != end; r = r->next) {
         if (r->flags & CONN_FRAME_COUNTS) {
             pool_count_reason(c->pool, r->code);
+            c->acked_open &= !first; /* its beginning is acknowledged */
         }
+        first &= r->type != CAP_FRAME_END && r->type != CAP_FRAME_DROP;
     }
 }
 
@@ -351,8 +374,16 @@ static frame_ref *before(const conn *c, const frame_ref *r) {
  */
 void conn_cut_unsent(conn *c, unsigned reason) {
     frame_ref *cut, *begin;
+    uint32_t byte = c->send_byte;
+    bool doubtful = c->until_seq != 0;
 
+    if (doubtful) {
+        conn_skip(c); /* what may be in the topic stays, until that is known */
+    }
     if (c->send == NULL) {
+        if (doubtful) {
+            conn_rewind(c, byte);
+        }
         return;
     }
     cut = c->send_byte > 0 ? split_send(c)
@@ -364,6 +395,9 @@ void conn_cut_unsent(conn *c, unsigned reason) {
     count_cut(c, cut, begin);
     count_from(c, begin, false, reason, reason);
     free_frames(c, cut);
+    if (doubtful) {
+        conn_rewind(c, byte);
+    }
 }
 
 void conn_cut_all(conn *c, unsigned reason, unsigned with_eom) {
@@ -381,7 +415,7 @@ void conn_forget(conn *c) {
         next = r->next;
         pool_release(c->pool, r);
     }
-    c->head = c->tail = c->send = c->begin = c->begin_prev = c->eom = NULL;
+    c->head = c->tail = c->send = c->begin = c->eom = NULL;
     c->send_byte = 0;
     c->unsent = 0;
     c->unsent_cost = 0;

@@ -25,6 +25,7 @@
 #include "sidecar/pool.h"
 
 /* frame_ref.flags, beyond the worker's own (wire/frame.h) */
+#define CONN_FRAME_CUT 0x10     /* began an exchange that was taken out */
 #define CONN_FRAME_COUNTS 0x20  /* ends an exchange that was taken out */
 #define CONN_FRAME_FLUSH 0x40   /* the queue is due up to here */
 #define CONN_FRAME_SIDECAR 0x80 /* made by the sidecar */
@@ -58,9 +59,8 @@ typedef struct conn {
     bool waits;    /* had a waited request: ends do not flush */
     int64_t last_ts_ns;
     int64_t opened_ns, begin_ns, eom_ns; /* for metrics; 0: not known */
-    frame_ref *begin;      /* the open exchange's first frame while unsent */
-    frame_ref *begin_prev; /* the one before it in the queue, or NULL */
-    frame_ref *eom;        /* its endOfMessage while unsent */
+    frame_ref *begin; /* the open exchange's first frame while unsent */
+    frame_ref *eom;   /* its endOfMessage while unsent */
 
     frame_ref *head, *tail, *send;
     uint32_t send_byte;
@@ -93,6 +93,8 @@ typedef struct conn {
      */
     uint64_t until_seq;
     uint32_t until_byte;
+    uint32_t until_requests; /* sent_requests after it */
+    bool until_unterminated; /* and sent_unterminated */
     bool held;
     int64_t low_water;          /* of that record; -1 unknown */
     uint32_t resume_byte;       /* adopted: of the first frame, acknowledged */

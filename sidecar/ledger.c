@@ -10,6 +10,7 @@
 #include "sidecar/log.h"
 #include "sidecar/metrics.h"
 #include "sidecar/settle.h"
+#include "sidecar/step.h"
 
 #define RETRY_FIRST_NS 100000000ll
 #define RETRY_MOST_NS 5000000000ll
@@ -191,6 +192,7 @@ static void close_conn(ledger *l, conn *c) {
     if (!c->slot_returned) {
         pool_return_slot(c->pool, c->slot, c->generation);
         c->slot_returned = true;
+        step(STEP_CLOSED);
     }
     l->events->closed(c);
 }
@@ -207,12 +209,15 @@ static void show_slot(const conn *c) {
     s->next_number = c->next_number;
     s->requests = c->acked_requests;
     s->unterminated_read = c->acked_unterminated;
+    step(STEP_SLOT_FIELDS);
     atomic_store_explicit(&s->acked_bytes, c->send_byte, memory_order_release);
+    step(STEP_SLOT);
 }
 
 /* No record of `c` is unacknowledged: what becomes of the connection? */
 static void go_on(ledger *l, conn *c) {
     conn_release(c);
+    step(STEP_RELEASED);
     if (c->acked_end) {
         close_conn(l, c);
     } else if (c->flushes > 0 && conn_needs_record(c)) {
@@ -320,7 +325,10 @@ static void free_record(ledger_record *r) {
     free(r);
 }
 
-/* The whole intent before the record can reach Kafka; `number` makes it so. */
+/*
+ * The whole intent before the record can reach Kafka; `number` makes it so.
+ * The slot's last one may still be there: of a connection that was abandoned.
+ */
 static void write_intent(const ledger_record *r) {
     const conn *c = r->conn;
     cap_intent *i;
@@ -329,6 +337,8 @@ static void write_intent(const ledger_record *r) {
         return;
     }
     i = cap_intent_at(c->pool->header, &c->pool->geometry, c->slot);
+    atomic_store_explicit(&i->number, 0, memory_order_relaxed);
+    step(STEP_INTENT_NONE);
     i->slot_generation = c->generation;
     i->partition = c->partition;
     i->flags = 0;
@@ -341,7 +351,9 @@ static void write_intent(const ledger_record *r) {
     i->requests = c->sent_requests;
     i->unterminated_read = c->sent_unterminated;
     atomic_store_explicit(&i->acked, 0, memory_order_relaxed);
+    step(STEP_INTENT_FIELDS);
     atomic_store_explicit(&i->number, r->number, memory_order_release);
+    step(STEP_INTENT);
 }
 
 static void intent_acked(const conn *c) {
@@ -349,6 +361,7 @@ static void intent_acked(const conn *c) {
         atomic_store_explicit(
             &cap_intent_at(c->pool->header, &c->pool->geometry, c->slot)->acked,
             1, memory_order_release);
+        step(STEP_INTENT_ACKED);
     }
 }
 
@@ -358,6 +371,7 @@ static void intent_done(const conn *c) {
             &cap_intent_at(c->pool->header, &c->pool->geometry, c->slot)
                  ->number,
             0, memory_order_release);
+        step(STEP_INTENT_DONE);
     }
 }
 
@@ -372,17 +386,20 @@ static void abandon(ledger *l, conn *c, unsigned reason, unsigned with_eom,
     frame_ref *end = NULL;
 
     unlist(l, c);
+    pool_ending(c->pool, reason, UINT32_MAX);
+    step(STEP_ABANDON_ENDING);
     if (!c->slot_returned) {
-        /* first: whatever the slot says is of no meaning from here on */
+        /* whatever the slot says is of no meaning from here on */
         pool_return_slot(c->pool, c->slot, c->generation);
         c->slot_returned = true;
+        step(STEP_ABANDON_SLOT);
         pool_wake(c->pool);
         l->events->abandoned(c, reason);
     } else {
         farewell = false; /* that was it already, or its worker has gone */
     }
-    pool_ending(c->pool, reason, UINT32_MAX);
     conn_cut_all(c, reason, with_eom);
+    step(STEP_ABANDON_COUNTED);
     pool_ending(c->pool, 0, 0);
     c->until_seq = 0;
     c->sent_requests = c->acked_requests;
@@ -412,11 +429,14 @@ static void confirmed(ledger *l, conn *c, uint32_t number, int64_t offset) {
 
     c->next_number = number + 1;
     c->until_seq = 0;
+    step(STEP_REPORTED);
     intent_acked(c);
     if (offset >= 0 && !c->slot_returned && pool_owned(c->pool)) {
         s->last_offset = offset;
+        step(STEP_LAST_OFFSET);
     }
     conn_acknowledge(c);
+    step(STEP_ACKNOWLEDGED);
     show_slot(c);
     intent_done(c);
     go_on(l, c);
@@ -483,9 +503,18 @@ static void in_doubt(ledger *l, ledger_record *r, const char *why) {
                 r->number, (int)c->id_len, c->id, r->len, why);
     c->until_seq = r->span.last_seq;
     c->until_byte = r->span.last_byte;
+    c->until_requests = c->sent_requests;
+    c->until_unterminated = c->sent_unterminated;
     conn_rewind(c, r->span.first_byte);
     free_record(r);
     look_for(l, c);
+}
+
+/* The queue passes over a record that is in the topic. */
+static void skip_record(conn *c) {
+    conn_skip(c);
+    c->sent_requests = c->until_requests;
+    c->sent_unterminated = c->until_unterminated;
 }
 
 static void settled(void *owner, conn *c, settle_verdict verdict,
@@ -495,7 +524,7 @@ static void settled(void *owner, conn *c, settle_verdict verdict,
     c->held = false;
     switch (verdict) {
     case SETTLE_FOUND:
-        conn_skip(c);
+        skip_record(c);
         confirmed(l, c, c->next_number, offset);
         break;
     case SETTLE_ABSENT:
@@ -523,9 +552,7 @@ void ledger_resume(ledger *l, conn *c) {
     }
     if (atomic_load_explicit(&i->acked, memory_order_relaxed)) {
         c->held = false;
-        conn_skip(c);
-        c->sent_requests = i->requests;
-        c->sent_unterminated = i->unterminated_read != 0;
+        skip_record(c);
         conn_mark(c);
         confirmed(l, c, i->number, -1);
     } else {
@@ -625,6 +652,7 @@ static int hand_over(ledger *l, ledger_record *r) {
                       r->len, r) != 0) {
         return -1;
     }
+    step(STEP_PRODUCED);
     metrics_cell[METRIC_RECORDS_RETRIED] += again;
     return 0;
 }

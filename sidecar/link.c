@@ -19,6 +19,7 @@
 #include "sidecar/log.h"
 #include "sidecar/pool.h"
 #include "sidecar/pool_measure.h"
+#include "sidecar/step.h"
 #include "wire/hello.h"
 
 #define MS 1000000ll
@@ -247,8 +248,10 @@ static void bad_link(peer *p, enum cap_reason reason, const char *why) {
     finish(p, reason);
 }
 
+/* We live, so that the pool is ours for good, whatever became of the worker. */
 static void hung_up(peer *p) {
     log_info("worker %d has gone", (int)p->pid);
+    pool_keep(p->pool);
     unlink_peer(p, ENDING);
 }
 
@@ -377,6 +380,19 @@ static const char *check_hello(const cap_message *m, size_t n, bool cut,
     return NULL;
 }
 
+/* Two owners in one process would be as bad as in two. */
+static bool is_ours(const peer *p) {
+    const peer *other;
+
+    TAILQ_FOREACH(other, &p->links->peers, all) {
+        if (other != p && other->pool != NULL &&
+            other->pool->inode == p->pool->inode) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Maps the pool and hangs the doorbell in.  NULL, or why not. */
 static const char *take_over(peer *p, const int *fds, enum cap_refusal *code) {
     links *ls = p->links;
@@ -395,6 +411,10 @@ static const char *take_over(peer *p, const int *fds, enum cap_refusal *code) {
     }
     ls->pool_bytes += p->pool->mapped;
     metrics_cell[METRIC_POOL_BYTES] = ls->pool_bytes;
+    if (is_ours(p)) {
+        pool_keep(p->pool);
+        return "this sidecar has had this pool, and it stays its own";
+    }
     if (ls->spool != NULL && pool_use_spool(p->pool, ls->spool) != 0) {
         *code = CAP_REFUSED_LIMIT;
         return "out of memory";
@@ -416,12 +436,16 @@ static const char *take_over(peer *p, const int *fds, enum cap_refusal *code) {
 
 /* The pool has had an owner before us, which is dead. */
 static const char *adopt(peer *p) {
-    const char *why = pool_adopt(p->pool);
+    const char *why;
 
+    step(STEP_OWNED);
+    why = pool_adopt(p->pool);
     if (why == NULL) {
+        step(STEP_ADOPT_BLOCKS);
         why = assemble_adopt(p->assemble);
     }
     if (why == NULL) {
+        step(STEP_ADOPTED);
         log_info("a worker's pool is taken over: %" PRIu32
                  " blocks hold frames",
                  p->pool->nold);

@@ -7,6 +7,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "sidecar/step.h"
+
 #define SLAB_REFS 1023
 #define KEPT_SLABS 4
 #define NEEDED_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
@@ -29,7 +31,7 @@ const char pool_over_limit[] = "the pool is over the limit (pools.size)";
 /* ---- mapping ---- */
 
 /* Without these seals the other side could cut the memory under us. */
-static const char *check_fd(int fd, uint64_t limit, uint64_t *size) {
+static const char *check_fd(int fd, uint64_t limit, pool *p) {
     struct stat st;
     int seals = fcntl(fd, F_GET_SEALS);
 
@@ -45,7 +47,8 @@ static const char *check_fd(int fd, uint64_t limit, uint64_t *size) {
     if ((uint64_t)st.st_size > limit) {
         return pool_over_limit;
     }
-    *size = (uint64_t)st.st_size;
+    p->mapped = (uint64_t)st.st_size;
+    p->inode = (uint64_t)st.st_ino;
     return NULL;
 }
 
@@ -124,7 +127,7 @@ pool *pool_open(int fd, uint64_t limit, const char **why) {
     }
     p->seq = 1;
     TAILQ_INIT(&p->oldest);
-    *why = check_fd(fd, limit, &p->mapped);
+    *why = check_fd(fd, limit, p);
     if (*why != NULL) {
         free(p);
         return NULL;
@@ -265,8 +268,11 @@ static void drop_twins(pool *p) {
     p->nold = kept;
 }
 
-/* The worker takes no block back while it waits for its WELCOME, so that what
-   is lent stays lent; blocks that it takes meanwhile begin after offered_seq. */
+/*
+ * The worker goes on meanwhile.  What is lent stays lent: nothing is given back
+ * before all is known here.  Blocks that it takes begin after offered_seq, which
+ * is there before their generation is odd; they come by the ring.
+ */
 const char *pool_adopt(pool *p) {
     const cap_header *h = p->header;
     uint32_t room = p->geometry.nblocks;
@@ -282,8 +288,11 @@ const char *pool_adopt(pool *p) {
         atomic_load_explicit(&h->return_tail, memory_order_relaxed);
     for (uint32_t i = 0; i < p->geometry.nblocks; i++) {
         const cap_block *b = cap_block_at(p->header, &p->geometry, i);
-        struct pool_old old = {b->first_seq, i, SPOOL_NO_SLOT, b->generation};
+        struct pool_old old = {.index = i, .slot = SPOOL_NO_SLOT};
 
+        old.generation =
+            atomic_load_explicit(&b->generation, memory_order_acquire);
+        old.first_seq = b->first_seq;
         if ((old.generation & 1) && pool_is_old(p, old.first_seq)) {
             (void)add_old(p, &room, old); /* there is room for all of these */
         }
@@ -333,8 +342,10 @@ static void give_back(pool *p, uint64_t entry) {
         cap_return_at(p->header, &p->geometry, p->return_tail), entry,
         memory_order_relaxed);
     p->return_tail++;
+    step(STEP_RETURN_ENTRY);
     atomic_store_explicit(&p->header->return_tail, p->return_tail,
                           memory_order_release);
+    step(STEP_RETURNED);
 }
 
 /* The worker's memory is its own again. */
@@ -504,8 +515,9 @@ static int next_block(pool *p) {
     if (index >= p->geometry.nblocks) {
         return bad(p, "block out of range");
     }
-    if (cap_block_at(p->header, &p->geometry, index)->generation !=
-        generation) {
+    if (atomic_load_explicit(
+            &cap_block_at(p->header, &p->geometry, index)->generation,
+            memory_order_relaxed) != generation) {
         return bad(p, "a block's generation is not the ring's");
     }
     p->by_ring = true;

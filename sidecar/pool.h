@@ -87,6 +87,7 @@ typedef struct {
 typedef struct pool {
     cap_header *header; /* and start of the mapping */
     uint64_t mapped;    /* bytes */
+    uint64_t inode;     /* of the memory: one of all that are mapped */
     cap_geometry geometry;
     char node_id[CAP_NODE_ID_SIZE];
     uint64_t owner;  /* the generation we took */

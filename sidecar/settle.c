@@ -12,11 +12,13 @@
 #include "proto/record.h"
 #include "sidecar/log.h"
 #include "sidecar/metrics.h"
+#include "sidecar/step.h"
 
 #define AGAIN_NS 500000000ll  /* Kafka is not ready, or a barrier failed */
 #define IDLE_NS 60000000000ll /* the consumer is kept for so long */
 #define SLOW_NS 30000000000ll /* a round that takes longer is logged */
 #define HASH_SIZE 4096u       /* of doubts by connectionId */
+#define PARTITION_LISTS 256u  /* a bad pool can name any */
 #define BARRIER_ID_SIZE 64
 #define BARRIER_SIZE 256
 
@@ -71,7 +73,7 @@ struct settle {
     unsigned reading; /* partitions */
     loop_timer idle;
     settle_doubt *hash[HASH_SIZE];
-    LIST_HEAD(, partition) partitions;
+    LIST_HEAD(, partition) partitions[PARTITION_LISTS]; /* with doubts */
     char prefix[2 * 16 + 1]; /* of barriers' connectionIds */
     uint64_t barriers;
 };
@@ -108,7 +110,9 @@ settle *settle_new(const config *c, loop *l, kafka *k, settle_verdict_cb cb,
     s->cb = cb;
     s->owner = owner;
     s->idle.due = reader_idle;
-    LIST_INIT(&s->partitions);
+    for (unsigned i = 0; i < PARTITION_LISTS; i++) {
+        LIST_INIT(&s->partitions[i]);
+    }
     return s;
 }
 
@@ -119,8 +123,10 @@ void settle_stop(settle *s) {
         return;
     }
     s->stopped = true;
-    LIST_FOREACH(p, &s->partitions, all) {
-        loop_timer_cancel(s->loop, &p->timer);
+    for (unsigned i = 0; i < PARTITION_LISTS; i++) {
+        LIST_FOREACH(p, &s->partitions[i], all) {
+            loop_timer_cancel(s->loop, &p->timer);
+        }
     }
     loop_timer_cancel(s->loop, &s->idle);
     kafka_reader_free(s->reader);
@@ -136,6 +142,13 @@ static void free_doubts(struct doubts *list) {
     }
 }
 
+static void free_partition(partition *p) {
+    LIST_REMOVE(p, all);
+    free_doubts(&p->waiting);
+    free_doubts(&p->round);
+    free(p);
+}
+
 void settle_free(settle *s) {
     partition *p;
 
@@ -143,11 +156,10 @@ void settle_free(settle *s) {
         return;
     }
     settle_stop(s);
-    while ((p = LIST_FIRST(&s->partitions)) != NULL) {
-        LIST_REMOVE(p, all);
-        free_doubts(&p->waiting);
-        free_doubts(&p->round);
-        free(p);
+    for (unsigned i = 0; i < PARTITION_LISTS; i++) {
+        while ((p = LIST_FIRST(&s->partitions[i])) != NULL) {
+            free_partition(p);
+        }
     }
     free(s);
 }
@@ -155,7 +167,7 @@ void settle_free(settle *s) {
 static partition *find_partition(settle *s, int32_t number, bool make) {
     partition *p;
 
-    LIST_FOREACH(p, &s->partitions, all) {
+    LIST_FOREACH(p, &s->partitions[(uint32_t)number % PARTITION_LISTS], all) {
         if (p->number == number) {
             return p;
         }
@@ -167,7 +179,8 @@ static partition *find_partition(settle *s, int32_t number, bool make) {
         p->timer.due = timer_due;
         TAILQ_INIT(&p->waiting);
         TAILQ_INIT(&p->round);
-        LIST_INSERT_HEAD(&s->partitions, p, all);
+        LIST_INSERT_HEAD(&s->partitions[(uint32_t)number % PARTITION_LISTS], p,
+                         all);
     }
     return p;
 }
@@ -215,6 +228,7 @@ int settle_add(settle *s, conn *c) {
     c->doubt = d;
     TAILQ_INSERT_TAIL(&p->waiting, d, all);
     metrics_cell[METRIC_DOUBTS]++;
+    step(STEP_DOUBT);
     if (p->state == ROUND_NONE) {
         p->state = ROUND_WAITING;
         loop_timer_set(s->loop, &p->timer, s->settle_ns);
@@ -265,22 +279,31 @@ static void verdicts(partition *p, bool readable) {
         }
         free(d);
         if (c != NULL) {
+            step(STEP_VERDICT);
             s->cb(s->owner, c, verdict, offset);
         }
     }
 }
 
-static void round_over(partition *p, bool readable) {
-    settle *s = p->settle;
+/* Of one that waits for nothing: another round, or its end. */
+static void next_round(partition *p) {
+    if (p->state != ROUND_NONE) {
+        return;
+    }
+    if (TAILQ_EMPTY(&p->waiting)) {
+        free_partition(p);
+        return;
+    }
+    p->state = ROUND_WAITING;
+    loop_timer_set(p->settle->loop, &p->timer, p->settle->settle_ns);
+}
 
+static void round_over(partition *p, bool readable) {
     log_info("partition %" PRId32 " is settled%s", p->number,
              readable ? "" : ": it cannot be read");
     p->state = ROUND_NONE;
     verdicts(p, readable);
-    if (p->state == ROUND_NONE && !TAILQ_EMPTY(&p->waiting)) {
-        p->state = ROUND_WAITING;
-        loop_timer_set(s->loop, &p->timer, s->settle_ns);
-    }
+    next_round(p);
 }
 
 /* A connectionId that nobody had before, and one close. */
@@ -321,6 +344,7 @@ static void send_barrier(partition *p) {
     }
     metrics_cell[METRIC_BARRIERS]++;
     p->state = ROUND_BARRIER;
+    step(STEP_BARRIER);
 }
 
 static void begin_round(partition *p) {
@@ -348,8 +372,10 @@ static void timer_due(loop_timer *timer) {
     }
     if (TAILQ_EMPTY(&p->round)) {
         p->state = ROUND_NONE;
+        next_round(p);
         return;
     }
+    step(STEP_ROUND);
     send_barrier(p);
 }
 
@@ -392,6 +418,11 @@ void settle_reported(settle *s, void *record, kafka_result result,
     }
     p->state = ROUND_WAITING;
     p->end = offset;
+    if (result == KAFKA_REJECTED) {
+        round_over(p, false); /* the partition is gone */
+        return;
+    }
+    step(STEP_BARRIER_ACKED);
     if (result != KAFKA_ACKED || offset < 0 || start_reading(p) != 0) {
         loop_timer_set(s->loop, &p->timer, AGAIN_NS);
     }
@@ -443,6 +474,7 @@ static void read_event(void *owner, int32_t number, kafka_read what,
         reading_over(p, false);
         return;
     case KAFKA_READ_RECORD:
+        step(STEP_READ);
         if (offset < p->end && value != NULL) {
             found(s, value, len, offset);
         }

@@ -182,8 +182,9 @@ _Static_assert(sizeof(cap_intent) == 72,
 typedef struct {
     /* bytes from the block's start that may be read; see CAP_BLOCK_SEALED */
     _Atomic uint32_t published;
-    /* raised each time it is taken, then odd, and when it comes back */
-    uint32_t generation;
+    /* raised each time it is taken, then odd, and when it comes back; stored
+       after first_seq (release) */
+    _Atomic uint32_t generation;
     uint64_t first_seq; /* of its first frame */
     uint64_t spare[6];
 } cap_block;

@@ -61,21 +61,33 @@ void fake_take_slot(fake_worker *w, uint32_t slot, const char *id) {
 
     fake_collect(w);
     ck_assert_uint_eq(w->slot_generation[slot] & 1, 0);
-    s->generation = ++w->slot_generation[slot];
     s->id_len = (uint8_t)strlen(id);
     memcpy(s->id, id, strlen(id));
     s->partition = -1;
     s->next_number = 1;
     s->last_offset = -1;
+    s->requests = 0;
+    s->unterminated_read = 0;
+    s->taken_seq = w->seq;
     atomic_store(&s->acked, 0);
+    atomic_store(&s->acked_bytes, 0);
+    s->generation = ++w->slot_generation[slot];
+}
+
+void fake_offer(fake_worker *w) {
+    fake_publish(w);
+    fake_collect(w);
+    w->header->offered_tail = w->ring_tail;
+    w->header->offered_seq = w->seq;
+    w->header->offered_handed = w->header->worker.handed;
 }
 
 static void take_block(fake_worker *w) {
     uint32_t i = w->free_blocks[--w->nfree];
     cap_block *b = cap_block_at(w->header, &w->g, i);
 
-    b->generation = ++w->block_generation[i];
     b->first_seq = w->seq + 1;
+    b->generation = ++w->block_generation[i];
     atomic_store(&b->published, CAP_BLOCK_HEADER);
     atomic_store(cap_ring_at(w->header, &w->g, w->ring_tail),
                  CAP_RING_ENTRY(b->generation, i));
@@ -158,11 +170,15 @@ void fake_collect(fake_worker *w) {
         if (CAP_RETURN_KIND(e) == CAP_RETURN_BLOCK) {
             come_back(w->block_generation, i, w->g.nblocks, CAP_RETURN_GEN(e));
             ck_assert_int_ne((int)i, w->block);
+            cap_block_at(w->header, &w->g, i)->generation =
+                w->block_generation[i];
             w->free_blocks[w->nfree++] = i;
             w->blocks_back++;
         } else {
             ck_assert_uint_eq(CAP_RETURN_KIND(e), CAP_RETURN_SLOT);
             come_back(w->slot_generation, i, w->g.nslots, CAP_RETURN_GEN(e));
+            cap_slot_at(w->header, &w->g, i)->generation =
+                w->slot_generation[i];
             w->slots_back++;
         }
     }

@@ -49,6 +49,10 @@ void fake_seal(fake_worker *w);
 /* Takes what was returned; fails the test on a return that must not be. */
 void fake_collect(fake_worker *w);
 
+/* What is done before a HELLO: what is written is published, what came back is
+   taken, and a successor can find its way. */
+void fake_offer(fake_worker *w);
+
 /* Short forms, published at once. */
 void fake_read(fake_worker *w, uint32_t slot, unsigned flags, const char *s);
 void fake_eom(fake_worker *w, uint32_t slot, unsigned flags);

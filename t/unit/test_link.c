@@ -434,6 +434,35 @@ START_TEST(pools_together_are_bounded) {
 }
 END_TEST
 
+/* Its first link may be unsettled yet; a pool of our own is none of a dead
+   owner's. */
+START_TEST(a_pool_that_is_or_was_ours_is_not_taken_again) {
+    client a = link_client(), again = a;
+    int bell[2];
+
+    if (_i == 1) {
+        fake_take_slot(a.w, 0, "a");
+        fake_exchange(a.w, 0, "GET", "200"); /* nobody acknowledges it */
+        hang_up(&a);
+        until(none_linked);
+        ck_assert_uint_eq(atomic_load(&a.w->header->kept), 1);
+    }
+    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, bell),
+                     0);
+    again.sock = connect_to();
+    again.bell = bell[0];
+    again.bell_offer = bell[1];
+    send_hello(&again);
+    until(refused);
+    ck_assert_int_eq(receive_answer(&again), 1);
+    ck_assert_uint_eq(again.answer.kind, CAP_REFUSE);
+    ck_assert_uint_eq(atomic_load(&a.w->header->owner_generation), 1);
+    ck_assert_uint_eq(atomic_load(&a.w->header->kept), 1);
+    hang_up(&again);
+    free_client(&a);
+}
+END_TEST
+
 /* ---- the socket ---- */
 
 START_TEST(one_sidecar_owns_a_socket) {
@@ -683,6 +712,7 @@ int main(void) {
     tcase_add_test(t, a_hello_must_come_in_time);
     tcase_add_test(t, other_users_are_refused);
     tcase_add_test(t, pools_together_are_bounded);
+    tcase_add_loop_test(t, a_pool_that_is_or_was_ours_is_not_taken_again, 0, 2);
     tcase_add_test(t, one_sidecar_owns_a_socket);
     tcase_add_test(t, a_stale_socket_is_replaced_and_other_files_are_not);
     tcase_add_test(t, an_idle_reader_sleeps_and_a_ring_wakes_it);

@@ -1,0 +1,79 @@
+/*
+ * Steps of what is written for a successor (wire/layout.h).
+ *
+ * step(STEP_X) stands between two stores into a pool.  It keeps the compiler,
+ * and a CPU whose stores have no order of their own (arm64), from moving what
+ * comes after it to before it, or the reverse.  A release store alone does the
+ * half of that: later plain stores may still be moved to before it.  Who reads
+ * is a process that begins when this one is dead; between them is the kernel,
+ * which has finished all stores that were begun.  So a fence here is enough,
+ * and what it orders may be plain.
+ *
+ * In a build with CAPTURE_KILL_POINTS (make kill-points) a test lets the
+ * process die at one: CAPTURE_KILL_POINT=NAME:COUNT in the environment is
+ * SIGKILL at the COUNTth time that NAME is reached.
+ */
+#ifndef SIDECAR_STEP_H
+#define SIDECAR_STEP_H
+
+#include <stdatomic.h>
+
+/* X(name, what has just been done) */
+#define STEPS(X)                                                               \
+    X(INTENT_NONE, "the slot's last intent is taken back")                     \
+    X(INTENT_FIELDS, "the intent is written, and not yet valid")               \
+    X(INTENT, "it is valid")                                                   \
+    X(PRODUCED, "the record is handed to Kafka")                               \
+    X(REPORTED, "its report says that it is acknowledged")                     \
+    X(INTENT_ACKED, "so says the intent")                                      \
+    X(LAST_OFFSET, "the slot has its offset")                                  \
+    X(ENDING, "what an exchange will be counted as is shown")                  \
+    X(COMMITTED, "the slot says how far it is acknowledged")                   \
+    X(COUNTED, "the exchange is counted")                                      \
+    X(ENDED, "nothing is about to be counted")                                 \
+    X(ACKNOWLEDGED, "the last commit of a record")                             \
+    X(SLOT_FIELDS, "the slot's fields, but for acked_bytes")                   \
+    X(SLOT, "the slot is written")                                             \
+    X(INTENT_DONE, "the intent is taken back")                                 \
+    X(RETURN_ENTRY, "a block or slot is in the ring, not yet returned")        \
+    X(RETURNED, "it is returned")                                              \
+    X(RELEASED, "the record's blocks have gone back")                          \
+    X(CLOSED, "the slot has gone back")                                        \
+    X(ABANDON_ENDING, "what the abandoned exchanges will be counted as")       \
+    X(ABANDON_SLOT, "the abandoned connection's slot has gone back")           \
+    X(ABANDON_COUNTED, "its exchanges are counted")                            \
+    X(OWNED, "a dead owner's pool is ours")                                    \
+    X(ADOPT_BLOCKS, "its blocks are known")                                    \
+    X(ADOPT_SLOT, "one of its slots is known")                                 \
+    X(ADOPTED, "all are")                                                      \
+    X(MISSING_TOLD, "what it was about to count is counted")                   \
+    X(MISSING_LOST, "and what else it had not")                                \
+    X(RESUMED, "one of its connections goes on")                               \
+    X(DOUBT, "a record is to be looked for")                                   \
+    X(ROUND, "a round of settling begins")                                     \
+    X(BARRIER, "its barrier is handed to Kafka")                               \
+    X(BARRIER_ACKED, "and acknowledged")                                       \
+    X(READ, "a record was read")                                               \
+    X(VERDICT, "it is known of one record whether it is there")
+
+enum step {
+#define X(name, what) STEP_##name,
+    STEPS(X)
+#undef X
+        STEP_COUNT
+};
+
+#ifdef CAPTURE_KILL_POINTS
+void step_reached(enum step s);
+#else
+static inline void step_reached(enum step s) {
+    (void)s;
+}
+#endif
+
+static inline void step(enum step s) {
+    atomic_thread_fence(memory_order_release);
+    step_reached(s);
+}
+
+#endif

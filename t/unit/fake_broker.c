@@ -1,0 +1,267 @@
+/*
+ * A topic that outlives its producers: included by tests in the place of
+ * sidecar/kafka.c.  What a producer hands over is on its way until the test says
+ * what became of it; when the producer dies, chance does.
+ */
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sidecar/kafka.h"
+
+#define BROKER_PARTITIONS 3
+#define BROKER_SENT 4096
+
+typedef struct {
+    char key[64];
+    uint8_t *value;
+    size_t len;
+} broker_record;
+
+typedef struct {
+    broker_record *log;
+    unsigned n, room;
+    int64_t known;   /* to the producer */
+    int64_t reading; /* the next offset, or -1: it is not read */
+    unsigned reader; /* raised with each start */
+} broker_partition;
+
+typedef struct {
+    void *record;
+    int32_t partition;
+    char key[64];
+    const void *value;
+    size_t len;
+} broker_sent;
+
+static struct {
+    broker_partition partitions[BROKER_PARTITIONS];
+    broker_sent sent[BROKER_SENT]; /* on the way */
+    unsigned nsent;
+    const kafka_events *events;
+    void *owner;
+    kafka_read_cb read;
+    void *read_owner;
+    size_t limit;
+    bool ready, blind;
+    unsigned (*dice)(unsigned n);
+} broker;
+
+/* ---- what a test does ---- */
+
+static int64_t broker_append(const broker_sent *s) {
+    broker_partition *p = &broker.partitions[s->partition];
+    broker_record *r;
+
+    if (p->n == p->room) {
+        p->room = p->room == 0 ? 64 : 2 * p->room;
+        p->log = realloc(p->log, p->room * sizeof(*p->log));
+    }
+    r = &p->log[p->n];
+    memcpy(r->key, s->key, sizeof(r->key));
+    r->value = malloc(s->len);
+    r->len = s->len;
+    memcpy(r->value, s->value, s->len);
+    return p->n++;
+}
+
+/* The report of sent[i], which is on its way no more. */
+static void broker_report(unsigned i, kafka_result result) {
+    const broker_sent s = broker.sent[i];
+    int64_t offset = -1;
+
+    broker.sent[i] = broker.sent[--broker.nsent];
+    if (s.partition < 0 || s.partition >= BROKER_PARTITIONS) {
+        result = KAFKA_REJECTED;
+    } else if (result == KAFKA_ACKED ||
+               (result == KAFKA_IN_DOUBT && broker.dice(2) == 0)) {
+        offset = broker_append(&s);
+    }
+    if (result != KAFKA_ACKED || broker.dice(8) == 0) {
+        offset = -1;
+    } else if (broker.partitions[s.partition].known <= offset) {
+        broker.partitions[s.partition].known = offset + 1;
+    }
+    broker.events->delivered(broker.owner, s.record, result, offset,
+                             "the test says so");
+}
+
+/* The producer is dead; what is on its way arrives or does not. */
+static void broker_producer_died(void) {
+    for (unsigned i = 0; i < broker.nsent; i++) {
+        const broker_sent *s = &broker.sent[i];
+
+        if (s->partition >= 0 && s->partition < BROKER_PARTITIONS &&
+            broker.dice(2) == 0) {
+            broker_append(s);
+        }
+    }
+    broker.nsent = 0;
+    for (unsigned i = 0; i < BROKER_PARTITIONS; i++) {
+        broker.partitions[i].reading = -1;
+    }
+}
+
+/* Gives the reader up to `n` records of each partition that it reads. */
+static void broker_feed(unsigned n) {
+    for (int32_t i = 0; i < BROKER_PARTITIONS; i++) {
+        broker_partition *p = &broker.partitions[i];
+        unsigned reader = p->reader;
+
+        for (unsigned k = 0; k < n && p->reading >= 0 && p->reader == reader;
+             k++) {
+            if (broker.blind) {
+                p->reading = -1;
+                broker.read(broker.read_owner, i, KAFKA_READ_FAILED, -1, NULL,
+                            0, "the test says so");
+            } else if (p->reading < p->n) {
+                int64_t at = p->reading++;
+
+                broker.read(broker.read_owner, i, KAFKA_READ_RECORD, at,
+                            p->log[at].value, p->log[at].len, "");
+            } else {
+                broker.read(broker.read_owner, i, KAFKA_READ_END, p->reading,
+                            NULL, 0, "");
+                break;
+            }
+        }
+    }
+}
+
+static void broker_clear(void) {
+    for (unsigned i = 0; i < BROKER_PARTITIONS; i++) {
+        broker_partition *p = &broker.partitions[i];
+
+        for (unsigned k = 0; k < p->n; k++) {
+            free(p->log[k].value);
+        }
+        free(p->log);
+        memset(p, 0, sizeof(*p));
+    }
+}
+
+/* ---- sidecar/kafka.h ---- */
+
+int kafka_check(const config *c, FILE *err) {
+    (void)c, (void)err;
+    return 0;
+}
+
+kafka *kafka_new(const config *c, loop *l, const kafka_events *events,
+                 void *owner) {
+    (void)c, (void)l;
+    broker.events = events;
+    broker.owner = owner;
+    broker.nsent = 0;
+    for (unsigned i = 0; i < BROKER_PARTITIONS; i++) {
+        broker.partitions[i].known =
+            broker.dice(8) == 0 ? -1 : (int64_t)broker.partitions[i].n;
+        broker.partitions[i].reading = -1;
+    }
+    return (kafka *)&broker;
+}
+
+void kafka_reload(kafka *k) {
+    (void)k;
+}
+
+bool kafka_ready(const kafka *k) {
+    (void)k;
+    return broker.ready;
+}
+
+const char *kafka_not_ready_why(const kafka *k) {
+    (void)k;
+    return "";
+}
+
+size_t kafka_record_limit(const kafka *k) {
+    (void)k;
+    return broker.limit;
+}
+
+int32_t kafka_partition(const kafka *k, const void *key, size_t len) {
+    (void)k;
+    return (int32_t)(kafka_murmur2(key, len) % BROKER_PARTITIONS);
+}
+
+int64_t kafka_known_end(const kafka *k, int32_t partition) {
+    (void)k;
+    return partition >= 0 && partition < BROKER_PARTITIONS
+               ? broker.partitions[partition].known
+               : -1;
+}
+
+uint32_t kafka_murmur2(const void *key, size_t len) {
+    uint32_t h = 5381;
+
+    for (size_t i = 0; i < len; i++) {
+        h = h * 33 + ((const uint8_t *)key)[i];
+    }
+    return h;
+}
+
+int kafka_produce(kafka *k, int32_t partition, const void *key, size_t key_len,
+                  const void *value, size_t len, void *record) {
+    broker_sent *s = &broker.sent[broker.nsent];
+
+    (void)k;
+    ck_assert(broker.ready);
+    if (broker.nsent == BROKER_SENT) {
+        return -1;
+    }
+    ck_assert_uint_le(len, broker.limit);
+    ck_assert_uint_lt(key_len, sizeof(s->key));
+    for (unsigned i = 0; i < broker.nsent; i++) {
+        ck_assert_msg(strncmp(broker.sent[i].key, key, key_len) != 0 ||
+                          broker.sent[i].key[key_len] != '\0',
+                      "two records of %.*s at once", (int)key_len,
+                      (const char *)key);
+    }
+    *s = (broker_sent){
+        .record = record, .partition = partition, .value = value, .len = len};
+    memcpy(s->key, key, key_len);
+    broker.nsent++;
+    return 0;
+}
+
+kafka_reader *kafka_reader_new(kafka *k, kafka_read_cb cb, void *owner) {
+    (void)k;
+    broker.read = cb;
+    broker.read_owner = owner;
+    return (kafka_reader *)&broker;
+}
+
+int kafka_reader_start(kafka_reader *r, int32_t partition, int64_t offset) {
+    broker_partition *p;
+
+    (void)r;
+    ck_assert_int_ge(partition, 0);
+    ck_assert_int_lt(partition, BROKER_PARTITIONS);
+    p = &broker.partitions[partition];
+    ck_assert_int_eq(p->reading, -1);
+    p->reading = offset == KAFKA_READ_BEGINNING ? 0 : offset;
+    p->reader++;
+    return 0;
+}
+
+void kafka_reader_stop(kafka_reader *r, int32_t partition) {
+    (void)r;
+    broker.partitions[partition].reading = -1;
+}
+
+void kafka_reader_free(kafka_reader *r) {
+    (void)r;
+}
+
+size_t kafka_queued(const kafka *k) {
+    (void)k;
+    return 0;
+}
+
+void kafka_free(kafka *k, int64_t within_ns) {
+    (void)k, (void)within_ns;
+    while (broker.nsent > 0) {
+        broker_report(0, KAFKA_IN_DOUBT);
+    }
+}

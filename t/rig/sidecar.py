@@ -16,6 +16,7 @@ class Sidecar:
 
     def __init__(self, directory, conf, ready="ready", env=None):
         self.env = env or {}
+        self.binary = BINARY
         self.directory = str(directory)
         self.ready = ready
         self.conf = dict(conf)
@@ -29,7 +30,7 @@ class Sidecar:
         with open(self.file, "w") as f:
             f.writelines(f"{key} = {value}\n" for key, value in self.conf.items())
         start = len(self.log_text())
-        self.process = Process([BINARY, "-c", self.file], self.log,
+        self.process = Process([self.binary, "-c", self.file], self.log,
                                cwd=self.directory, env=self._env())
         if wait:
             self.process.wait_for_log(self.ready, timeout, start)

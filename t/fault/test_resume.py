@@ -56,7 +56,7 @@ def assert_nothing_happened(s):
 def kills(scene, times, wait):
     r = seeded()
     s = scene(workers=2, wait=wait, sidecar_conf=CONF)
-    with s.load() as load:
+    with s.load(timeout=120) as load:
         for i in range(times):
             if i % 2:
                 time.sleep(SETTLE + 2 + r.random())

@@ -664,6 +664,85 @@ START_TEST(deaths_with_losses_keep_every_count) {
 }
 END_TEST
 
+#ifdef CAPTURE_KILL_POINTS
+/* The next one's first turn, after a death without anything else. */
+static void succeed(void) {
+    fuse = 0;
+    broker_producer_died();
+    fake_offer(w);
+    ck_assert_ptr_null(begin_life());
+    ck_assert_ptr_null(turn());
+}
+
+/* A connection that was abandoned leaves its intent. */
+START_TEST(the_intent_of_a_slots_last_connection_is_not_the_next_ones) {
+    cap_intent *i = cap_intent_at(w->header, &w->g, 0);
+
+    fake_take_slot(w, 0, "r1");
+    i->slot_generation = w->slot_generation[0] - 2;
+    i->number = 7;
+    i->last_seq = 2;
+    fake_exchange(w, 0, "GET", "200");
+    wanted = STEP_INTENT_FIELDS;
+    fuse = 1;
+    if (setjmp(grave) == 0) {
+        ck_assert_ptr_null(begin_life());
+        ck_assert_ptr_null(turn());
+        ck_abort_msg("it lives");
+    }
+    succeed();
+    ck_assert_uint_eq(metrics_cell[METRIC_DOUBTS], 0);
+    ck_assert_uint_eq(broker.nsent, 1);
+}
+END_TEST
+
+/* A record that begins and ends in the middle of frames, dead at the end of the
+   exchange between them. */
+START_TEST(a_byte_of_one_frame_is_not_the_next_ones) {
+    record_reader reader;
+    record_info info;
+    record_observation o;
+    static size_t read;
+
+    broker.limit = 3000;
+    fake_take_slot(w, 0, "r1");
+    fake_read(w, 0, CAP_FRAME_BEGIN, "GET");
+    fake_eom(w, 0, 0);
+    fake_write(w, 0, bytes_of(1, 'S', 0, 5000));
+    fake_end(w, 0, CAP_END_COMPLETE);
+    fake_read(w, 0, CAP_FRAME_BEGIN, bytes_of(2, 'Q', 0, 8000));
+    if (setjmp(grave) == 0) {
+        ck_assert_ptr_null(begin_life());
+        ck_assert_ptr_null(turn());
+        broker_report(0, KAFKA_ACKED);
+        ledger_pump(lg);
+        ck_assert_uint_eq(broker.nsent, 1);
+        wanted = STEP_COMMITTED;
+        fuse = 1;
+        broker_report(0, KAFKA_ACKED);
+        ck_abort_msg("it lives");
+    }
+    succeed();
+    while (broker.nsent > 0) {
+        broker_report(0, KAFKA_ACKED);
+        ledger_pump(lg);
+    }
+    read = 0;
+    for (unsigned i = 0; i < BROKER_PARTITIONS; i++) {
+        for (unsigned k = 0; k < broker.partitions[i].n; k++) {
+            const broker_record *r = &broker.partitions[i].log[k];
+
+            ck_assert_int_eq(record_open(&reader, r->value, r->len, &info), 0);
+            while (record_next(&reader, &o)) {
+                read += o.kind == RECORD_READ ? o.data.len : 0;
+            }
+        }
+    }
+    ck_assert_uint_eq(read, 3 + 8000);
+}
+END_TEST
+#endif
+
 /* ---- what a dead owner left is not what it should be ---- */
 
 static void scribble(void *at, size_t n) {
@@ -769,6 +848,11 @@ int main(void) {
                         0, 6);
     tcase_add_loop_test(t, deaths_with_losses_keep_every_count, 0, 6);
     tcase_add_loop_test(t, garbage_in_an_adopted_pool_is_survived, 0, 100);
+#ifdef CAPTURE_KILL_POINTS
+    tcase_add_test(t,
+                   the_intent_of_a_slots_last_connection_is_not_the_next_ones);
+    tcase_add_test(t, a_byte_of_one_frame_is_not_the_next_ones);
+#endif
     suite_add_tcase(s, t);
 
     sr = srunner_create(s);

@@ -24,9 +24,12 @@ _given = set()
 def free_port(host="127.0.0.1"):
     """A port that nothing listens on. It is below the range from which the
     kernel takes the ports of outgoing connections, so that none of the test's
-    own connections can take it before its server does, and comes once only."""
+    own connections can take it before its server does, and comes once only.
+    Where tests run side by side (pytest -n) each process has its own ports."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]
+    first = 10000 + int(worker) % 4 * 5500
     while True:
-        port = random.randrange(10000, 32000)
+        port = random.randrange(first, first + 5500)
         if port in _given:
             continue
         _given.add(port)

@@ -40,14 +40,15 @@ def mortal():
     return path
 
 
-def assert_nothing_happened(s):
-    """What has been sent is in the topic, once, and so say the counters."""
+def assert_nothing_happened(s, waited_in_vain=False):
+    """What has been sent is in the topic, once, and so say the counters.
+    waited_in_vain: the sidecar may have been away for capture_wait_timeout."""
     counts = s.status_counts(120)
     assert counts.total("lost") == 0, counts
     # nor is one forgotten whose record was acknowledged at the last moment
     waits = s.stack.status()["total"]["waits"]
     print(f"waits: {waits}")
-    assert waits["timed_out"] == 0
+    assert waits["timed_out"] == 0 or waited_in_vain
     s.assert_clean(counts)
 
 
@@ -113,7 +114,7 @@ def deaths(scene, steps, r):
         s.sidecar.env = {}
         s.sidecar.start()
         load.more(200)
-    assert_nothing_happened(s)
+    assert_nothing_happened(s, waited_in_vain=True)
     return survived
 
 

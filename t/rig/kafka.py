@@ -102,7 +102,7 @@ class KafkaBroker(Topics):
     def pause(self):
         """It accepts connections (the kernel does) and answers nothing, until
         resume()."""
-        self.process.send(signal.SIGSTOP)
+        self.process.hang()
 
     def resume(self):
         self.process.send(signal.SIGCONT)

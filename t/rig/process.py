@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import glob
 import os
 import random
 import signal
@@ -104,6 +105,15 @@ class Process:
         wait_until(lambda: text in self.log_text()[start:], timeout,
                    f"{text!r} in {self.log}", self.dead)
 
+    def hang(self):
+        """SIGSTOP; returns when each of its threads has stopped."""
+        self.send(signal.SIGSTOP)
+
+        def stopped():
+            tasks = glob.glob(f"/proc/{self.pid}/task/*/stat")
+            return tasks and all(_state(task) == "T" for task in tasks)
+        wait_until(stopped, 30, "a process that has stopped")
+
     def send(self, number):
         if self.running():
             os.kill(self.pid, number)
@@ -172,3 +182,13 @@ def adopting():
         yield
     finally:
         prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _state(stat):
+    """R, S, T ...: of a file /proc/PID/task/TID/stat; a thread that has gone runs
+    no more, as one that has stopped."""
+    try:
+        with open(stat) as f:
+            return f.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "T"

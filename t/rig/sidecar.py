@@ -44,7 +44,7 @@ class Sidecar:
 
     def pause(self):
         """Makes it hang; resume() ends that."""
-        self.process.send(signal.SIGSTOP)
+        self.process.hang()
 
     def resume(self):
         self.process.send(signal.SIGCONT)

@@ -44,8 +44,10 @@ def test_workers_that_end_without_a_sidecar_hand_over_to_the_next(stack, source)
         s.sidecar.kill9()
         c.request("POST", "/while", body=pattern(100_000, 2))
     old, = s.nginx.workers()
-    s.nginx.reload()
-    s.sidecar.start()  # the old worker waits for it
+    reload = threading.Thread(target=s.nginx.reload)
+    reload.start()
+    s.sidecar.start()  # the old worker waits for it, for two seconds
+    reload.join()
     wait_until(lambda: old not in s.nginx.workers(), what="the old worker's end")
     with Session(s) as after:
         after.request("GET", "/after")

@@ -91,7 +91,8 @@ class Client2:
         reset the stream, or ended the connection, before all of it went out."""
         at = 0
         try:
-            while True:
+            # h2 itself tells of a reset only where there is window left
+            while stream not in self.resets:
                 size = min(len(body) - at, frame, self.h2.max_outbound_frame_size,
                            self.h2.local_flow_control_window(stream))
                 last = at + size == len(body)
@@ -104,6 +105,7 @@ class Client2:
                         return True
                 elif not self.pump():
                     return False
+            return False
         except (h2.exceptions.StreamClosedError, h2.exceptions.NoSuchStreamError,
                 ConnectionError):
             return False

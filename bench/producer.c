@@ -2,17 +2,24 @@
  * A bare librdkafka producer, with the sidecar's own settings: what a record's
  * round trip costs before anything of ours is added.
  *
- *     bench-producer BROKERS TOPIC SECONDS BYTES PAUSE_US
+ *     bench-producer BROKERS TOPIC SECONDS BYTES [PORT]
  *
  * One record in flight: the next is produced when the report of the one before
- * has come, and after a pause: a broker that falls idle between records, as
- * between the requests of one client, takes longer for each.  Prints {"requests", "p50_us", "p99_us"} as load.lua does.
+ * has come.  With PORT a POST of so many bytes to 127.0.0.1:PORT stands between
+ * two records, and its time is not counted: so the broker and this thread come
+ * out of the same rest, and out of the same cold caches, as when a client's
+ * requests wait one after the other.  Prints {"requests", "p50_us", "p99_us"} as
+ * load.lua does.
  */
+#include <arpa/inet.h>
 #include <librdkafka/rdkafka.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
 #define WARM 50 /* records that do not count: metadata, connections */
 #define MOST 1000000
@@ -88,6 +95,60 @@ static double round_trip(rd_kafka_t *rk, const char *topic, char *payload,
     return now_us() - start;
 }
 
+/* A connection to NGINX on 127.0.0.1. */
+static int dial(int port) {
+    struct sockaddr_in at = {.sin_family = AF_INET,
+                             .sin_port = htons((uint16_t)port)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (fd == -1 || connect(fd, (struct sockaddr *)&at, sizeof(at)) != 0) {
+        perror("bench-producer: connect");
+        exit(1);
+    }
+    return fd;
+}
+
+/* One request, and its answer: a head with Content-Length, and so much. */
+static void post(int fd, const char *payload, size_t size) {
+    static char out[1 << 16];
+    char in[4096];
+    size_t got = 0;
+    bool whole;
+    int head = snprintf(out, sizeof(out),
+                        "POST /post HTTP/1.1\r\nHost: bench\r\n"
+                        "Content-Length: %zu\r\n\r\n",
+                        size);
+
+    if ((size_t)head + size > sizeof(out)) {
+        die("payload", "too large");
+    }
+    memcpy(out + head, payload, size);
+    if (write(fd, out, (size_t)head + size) != (ssize_t)((size_t)head + size)) {
+        die("post", "not sent");
+    }
+    do {
+        const char *end, *length;
+        ssize_t n = read(fd, in + got, sizeof(in) - 1 - got);
+
+        if (n <= 0) {
+            die("post", "no answer");
+        }
+        got += (size_t)n;
+        in[got] = '\0';
+        end = strstr(in, "\r\n\r\n");
+        length = strstr(in, "Content-Length: ");
+        if (end != NULL && length == NULL) {
+            die("post", in);
+        }
+        whole = end != NULL && got >= (size_t)(end + 4 - in) +
+                                          strtoul(length + 16, NULL, 10);
+    } while (!whole);
+    if (strncmp(in, "HTTP/1.1 20", 11) != 0) {
+        die("post", in);
+    }
+}
+
 static int by_size(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
 
@@ -95,32 +156,34 @@ static int by_size(const void *a, const void *b) {
 }
 
 int main(int argc, char **argv) {
-    struct timespec pause = {0, 0};
     size_t size, n = 0;
     double end, *took = malloc(MOST * sizeof(*took));
     char *payload;
     rd_kafka_t *rk;
+    int proxy = -1;
 
-    if (argc != 6 || took == NULL) {
+    if (argc < 5 || argc > 6 || took == NULL) {
         fprintf(stderr, "usage: bench-producer BROKERS TOPIC SECONDS BYTES "
-                        "PAUSE_US\n");
+                        "[PORT]\n");
         return 2;
     }
     size = strtoul(argv[4], NULL, 10);
-    pause.tv_nsec = strtol(argv[5], NULL, 10) * 1000;
     payload = malloc(size);
     if (payload == NULL) {
         die("payload", "out of memory");
     }
     memset(payload, 'x', size);
+    if (argc == 6) {
+        proxy = dial(atoi(argv[5]));
+    }
     rk = new_producer(argv[1]);
     for (int i = 0; i < WARM; i++) {
         round_trip(rk, argv[2], payload, size);
     }
     end = now_us() + strtod(argv[3], NULL) * 1e6;
     while (n < MOST && (n == 0 || now_us() < end)) {
-        if (pause.tv_nsec > 0) {
-            nanosleep(&pause, NULL);
+        if (proxy != -1) {
+            post(proxy, payload, size);
         }
         took[n++] = round_trip(rk, argv[2], payload, size);
     }

@@ -22,7 +22,7 @@ from aioquic.h3.events import DataReceived, HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import (ConnectionTerminated, HandshakeCompleted,
-                                 StreamReset)
+                                 StopSendingReceived, StreamReset)
 
 from .client import Answer
 
@@ -48,6 +48,7 @@ class Client3:
         self.answers = {}                # stream -> Answer, growing
         self.done = set()                # streams whose answers are whole
         self.resets = {}                 # stream -> code of the peer's reset
+        self.stopped = {}                # stream -> code of its STOP_SENDING
         self.closed = None               # ConnectionTerminated
         self.goaway = None               # as Client2's; GOAWAY is not looked at
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -98,34 +99,37 @@ class Client3:
         return stream
 
     def data(self, stream, body, end=True, frame=1 << 14):
-        """DATA; it goes out as flow control allows."""
-        with self._cond:
+        """DATA; it goes out as flow control allows. False: the server has said
+        before that it wants none."""
+        with self._sending(stream) as stopped:
+            if stopped:
+                return False
             pieces = [body[at:at + frame] for at in range(0, len(body), frame)]
             for i, piece in enumerate(pieces):
                 self.h3.send_data(stream, piece, end and i == len(pieces) - 1)
             if not pieces and end:
                 self.quic.send_stream_data(stream, b"", end_stream=True)
-            self._flush()
+            return True
 
     def empty_frame(self, stream, end=True):
         """A DATA frame without a byte."""
-        with self._cond:
-            self.h3.send_data(stream, b"", end)
-            self._flush()
+        with self._sending(stream) as stopped:
+            if not stopped:
+                self.h3.send_data(stream, b"", end)
 
     def trailers(self, stream, headers):
-        with self._cond:
-            self.h3.send_headers(stream, headers, end_stream=True)
-            self._flush()
+        with self._sending(stream) as stopped:
+            if not stopped:
+                self.h3.send_headers(stream, headers, end_stream=True)
 
     def reset_stream(self, stream, code=REQUEST_CANCELLED):
         """Cancels both directions, as far as they are open."""
         with self._cond:
+            self.quic.reset_stream(stream, code)
             try:
-                self.quic.reset_stream(stream, code)
-            except AssertionError:       # all of it has gone out
+                self.quic.stop_stream(stream, code)
+            except ValueError:           # both have ended
                 pass
-            self.quic.stop_stream(stream, code)
             self._flush()
 
     # receiving
@@ -208,6 +212,16 @@ class Client3:
         if not self._cond.wait_for(cond, self.timeout):
             raise TimeoutError(f"nothing within {self.timeout} s")
 
+    @contextlib.contextmanager
+    def _sending(self, stream):
+        """Sends what is put on `stream` meanwhile. Gives whether the server has said
+        STOP_SENDING: it wants no more of this stream, which is reset by then (RFC
+        9000, 3.5), and that is no error. The connection's thread handles a packet
+        and what it says under the same lock, so there is no time between."""
+        with self._cond:
+            yield stream in self.stopped
+            self._flush()
+
     def _flush(self):
         for data, _ in self.quic.datagrams_to_send(time.monotonic()):
             try:
@@ -254,6 +268,8 @@ class Client3:
             self.closed = event
         elif isinstance(event, StreamReset):
             self.resets[event.stream_id] = event.error_code
+        elif isinstance(event, StopSendingReceived):
+            self.stopped[event.stream_id] = event.error_code
         for part in self.h3.handle_event(event):
             if isinstance(part, HeadersReceived):
                 self._head(part)

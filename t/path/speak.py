@@ -60,6 +60,7 @@ class Speaker1:
     streams = False
     ordered = True               # one connection is one connectionId, in order
     cut_in_order = True          # a response that is cut comes as far as it was sent
+    end_alone = False            # a stream's end comes in no frame of HTTP's
 
     def __init__(self, options):
         self.options = options
@@ -160,6 +161,7 @@ class Speaker2:
     streams = True
     ordered = False
     cut_in_order = True
+    end_alone = False
     tls = None
 
     def __init__(self, options):
@@ -282,6 +284,9 @@ class Speaker2Tls(Speaker2):
 class Speaker3(Speaker2):
     """HTTP/3."""
     cut_in_order = False         # a stream's reset throws away what is on its way
+    # with it NGINX cannot tell no body from one without a byte, when it comes at
+    # once with the head; later than that it can
+    end_alone = True
 
     def __init__(self, options):
         super().__init__(options)

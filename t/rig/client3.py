@@ -144,8 +144,11 @@ class Client3:
         if body is not None and length:
             headers = [*headers, ("content-length", str(len(body)))]
         stream = self.start(method, target, headers, end=body is None, **options)
-        if body is not None:
+        if body:
             self.data(stream, body)
+        elif body is not None:
+            # the end alone, when it comes at once with the head, is no body
+            self.empty_frame(stream)
         return stream
 
     def receive(self, stream):

@@ -173,6 +173,47 @@ def test_100_concurrent_streams_are_100_connections_that_are_reused(stack2, sour
         assert turns == sorted(turns) and len(turns) == 3
 
 
+@row("HTTP/2: clients that once had many streams, and stay", captured="all of it; "
+     "idle connectionIds are closed where a worker runs out of room for more",
+     replayed="at the same time; a connection that is not used any more ends early")
+def test_idle_lanes_are_closed_for_others(stack2, source):
+    """More lanes than a worker has slots, one client after the other: without their
+    coming back the later clients would be lost(no_slot)."""
+    release = threading.Event()
+    source.answer = lambda q: Response(hold=release)
+    s = stack2(buffer="1m")
+    clients = [Session2(s.port2) for _ in range(12)]
+    for i, c in enumerate(clients):
+        release.clear()
+        started = [c.start("GET", f"/{i}/{n}") for n in range(100)]
+        wait_until(lambda: len(source.requests) == (i + 1) * 100, 30)
+        release.set()
+        for x in started:
+            c.finish(x)
+        s.wait_for_status(settled((i + 1) * 100))
+
+    def closed():
+        """Connections that have ended though none of the clients has left."""
+        result = verify_topic(s.records())
+        result.assert_clean()
+        return {k for k, x in result.connections.items() if x.closed}
+    early = set()
+    wait_until(lambda: early.update(closed()) or len(early) > 600, 30)
+    for i, c in enumerate(clients):
+        c.request("GET", f"/{i}/again")
+    status = assert_balanced(s.wait_for_status(settled(1212)))
+    assert lost(status) == 0 and status["total"]["captured"] == 1212
+    for c in clients:
+        c.client.close()
+    result = assert_captured(s.drain(), clients, lanes=True)
+    assert len(result.connections) == 1200
+    # the last exchange of each client is on its first lane, which was kept
+    again = [x for x in result.exchanges if b"/again" in x.request[:20]]
+    assert len(again) == 12 and not {x.key for x in again} & early
+    # none was used again once it had ended
+    assert all(len(result.by_connection()[k[1]]) == 1 for k in early)
+
+
 @pytest.mark.parametrize("buffering", ["on", "off"])
 def test_5_mb_up_and_down_side_by_side(stack2, source, buffering):
     source.answer = lambda q: Response(body=pattern(5_000_000, len(q.body) % 97))

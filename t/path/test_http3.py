@@ -8,7 +8,7 @@ import pytest
 
 from refconsumer.verify import verify_topic
 from rig.client2 import captured
-from rig.nginx import has_http3
+from rig.nginx import has_http3, has_quic_early_data
 from rig.process import free_port
 from rig.source import Response, pattern
 from rig.status import wait_until
@@ -122,7 +122,11 @@ def test_ends_that_come_late(stack3, source):
             c.finish(SimpleNamespace(
                 stream=stream, mark=mark[0][1].encode(), method=b"POST",
                 raw=captured("POST", f"/{i}", mark, body, length)))
+            # a body, also where it has no byte
+            assert source.requests[-1].header("content-length") == str(len(body))
             s.wait_for_status(lambda st: st["total"]["pending"] == 0)
+        c.request("POST", "/none")
+        assert source.requests[-1].header("content-length") is None
     assert_captured(s.drain(), [c])
 
 
@@ -238,6 +242,101 @@ def test_stalled_streams_are_captured_whole(stack3, source, buffering):
     assert truncated or buffering == "on"
 
 
+@row("HTTP/3: responses to a client that gives their streams no more credit",
+     captured="all of it", replayed="the request")
+@pytest.mark.parametrize("buffering", ["on", "off"])
+def test_responses_without_credit_are_captured_whole(stack3, source, buffering):
+    """The client reads on, and says MAX_STREAM_DATA only later. Its other streams
+    have their own credit."""
+    window, size = 10_000, 400_000
+    source.answer = lambda q: Response(body=pattern(
+        size if q.target == "/big" else 10, 3))
+    s = stack3(location=f"proxy_buffering {buffering};")
+    with Session3(s, window=window) as c:
+        big = [c.start("GET", "/big") for _ in range(3)]
+        for x in big:
+            c.client.receive_head(x.stream, window - 500)
+        for _ in range(3):
+            c.request("GET", "/small")
+        s.wait_for_status(lambda st: st["total"]["pending"] == 3)
+        assert all(len(c.client.answers[x.stream].body) < window for x in big)
+        c.client.reset_stream(big[2].stream)
+        s.wait_for_status(lambda st: st["total"]["pending"] == 2)
+        c.client.open_window()
+        for x in big[:2]:
+            assert len(c.finish(x).body) == size
+        total = s.wait_for_status(settled(6))["total"]
+    result = verify_topic(s.drain())
+    result.assert_clean(all_closed=True)
+    found = {mark_of(x.request): x for x in result.exchanges}
+    assert len(found) == 6
+    for sent in c.exchanges:
+        assert_same(found[sent.mark], sent)
+    cut = found[big[2].mark]
+    truncated = bool(result.connections[cut.key].exceptions)
+    assert total["truncated"] == truncated
+    assert truncated or buffering == "on"
+
+
+@row("HTTP/3: an upload that NGINX gives no more credit, as its source does not read",
+     captured="all of it", replayed="the request",
+     limits="with `proxy_request_buffering off`; else NGINX reads all of it at once")
+@pytest.mark.parametrize("ends", ["whole", "reset"])
+def test_uploads_without_credit_are_captured_whole_or_dropped(stack3, source, ends):
+    go, size = threading.Event(), 12_000_000
+    source.keep_unread(go)
+    s = stack3(location="proxy_request_buffering off;")
+    with Session3(s, timeout=60) as c:
+        up = [c.start("POST", f"/{i}", body=pattern(size, i), length=i)
+              for i in range(2)]
+        seen = []
+
+        def stalled():
+            seen.append(s.status()["total"]["bytes"])
+            return seen[-5:].count(seen[-1]) == 5 and all(
+                c.client.blocked(x.stream) for x in up)
+        wait_until(stalled, 60)
+        assert seen[-1] < 2 * size and s.status()["total"]["pending"] == 2
+        assert [len(q.body) for q in source.requests] == [0, 0]
+        if ends == "reset":
+            c.client.reset_stream(up.pop().stream)
+            s.wait_for_status(lambda st: st["total"]["pending"] == 1)
+        go.set()
+        for x in up:
+            c.finish(x)
+        c.request("GET", "/after")
+        total = s.wait_for_status(settled(3), 30)["total"]
+        assert total["filtered"]["client_abort"] == (ends == "reset")
+    assert_captured(s.drain(), [c], lanes=True)
+
+
+@row("HTTP/3: early data (0-RTT)", captured="what is inside of it",
+     replayed="the request",
+     limits="NGINX 1.29.1 and newer with OpenSSL 3.5.1 or newer; any other lets the "
+     "request come with the handshake's end, and it is captured then")
+def test_early_data(stack3, source):
+    s = stack3(server="ssl_early_data on; ssl_session_tickets on;"
+               "set $early $ssl_early_data; add_header X-Early $early;")
+    with Session3(s) as first:
+        assert first.request("GET", "/first").header("x-early") is None
+        wait_until(lambda: first.client.tickets, what="a ticket")
+    sessions, came_early = [first], []
+    # the handshake can end while NGINX, on a busy machine, has yet to look
+    for turn in range(5):
+        with Session3(s, ticket=first.client.tickets[0]) as c:
+            sessions.append(c)
+            started = [c.start("GET", f"/{turn}"),
+                       c.start("POST", f"/{turn}", body=b"abc")]
+            answers = [c.finish(x) for x in started]
+            c.client.connected()
+            assert c.client.early == has_quic_early_data()
+            came_early.append(answers[0].header("x-early"))
+        if came_early[-1] == "1" or not c.client.early:
+            break
+    assert came_early[-1] == ("1" if has_quic_early_data() else None), came_early
+    assert_captured(s.drain(), sessions, lanes=True)
+
+
 @pytest.mark.parametrize("length", ["0", "5", None])
 def test_a_reset_instead_of_the_end_is_not_replayed(stack3, source, length):
     """Also where nothing but the end is missing: NGINX waits for that."""
@@ -323,6 +422,9 @@ def test_an_answer_without_reading_the_body_drops_the_request(stack3, source):
     with Session3(s) as c:
         stream = c.client.start("POST", "/s", end=False, data=b"abc")
         assert c.client.receive(stream).status == 404
+        # and NGINX wants no more of it
+        wait_until(lambda: stream in c.client.stopped)
+        assert not c.client.data(stream, b"def")
         c.request("GET", "/whole")
         status = assert_balanced(s.wait_for_status(settled(2)))
         assert status["total"]["filtered"]["unread_body"] == 1

@@ -7,6 +7,9 @@ and the test says when each frame goes out.
         c.data(s, b"", end=True)      # the stream's end, later
         answer = c.receive(s)
 
+A window that a test has closed (`window`, open_window(), blocked()) and early data
+(`ticket`) are there, too.
+
 A thread moves the packets: acknowledgements and retransmissions do not wait for
 the test. Frames go out when a call says so, as congestion control allows.
 """
@@ -39,17 +42,34 @@ class _H3(H3Connection):
             super()._check_content_length(stream)
 
 
+class _Quic(QuicConnection):
+    """Gives a stream of ours more credit only when the test allows it."""
+    withheld = False
+
+    def _write_stream_limits(self, builder, space, stream):
+        if not (stream.stream_id % 4 == 0 and self.withheld):
+            super()._write_stream_limits(builder=builder, space=space, stream=stream)
+
+
 class Client3:
     """One connection. Methods are those of Client2 (client2.py) where both
-    protocols have the thing."""
+    protocols have the thing.
 
-    def __init__(self, port, cafile, host="127.0.0.1", timeout=20):
+    window    the bytes that each stream may get before open_window()
+    ticket    of `tickets` of an earlier connection: what is sent at once is early
+              data, before the handshake; `early` tells whether it was taken
+    """
+
+    def __init__(self, port, cafile, host="127.0.0.1", timeout=20, window=None,
+                 ticket=None):
         self.timeout = timeout
         self.answers = {}                # stream -> Answer, growing
         self.done = set()                # streams whose answers are whole
         self.resets = {}                 # stream -> code of the peer's reset
         self.stopped = {}                # stream -> code of its STOP_SENDING
         self.closed = None               # ConnectionTerminated
+        self.tickets = []                # to resume this session with
+        self.early = None                # has the server taken early data?
         self.goaway = None               # as Client2's; GOAWAY is not looked at
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
@@ -59,24 +79,32 @@ class Client3:
         self._cond = threading.Condition()
         self._stop = False
         self._connected = False
-        self.quic = QuicConnection(configuration=QuicConfiguration(
+        self.quic = _Quic(configuration=QuicConfiguration(
             is_client=True, alpn_protocols=["h3"], cafile=cafile,
-            server_name="source.test"))
+            server_name="source.test", session_ticket=ticket,
+            **({"max_stream_data": window} if window else {})),
+            session_ticket_handler=self.tickets.append)
+        self.quic.withheld = window is not None
         self.quic.connect(self._address, time.monotonic())
         self.h3 = _H3(self.quic)
         self._flush()
         self._thread = threading.Thread(target=self._run, daemon=True,
                                         name="client3")
         self._thread.start()
-        with self._cond:
-            self._wait(lambda: self._connected or self.closed)
-        assert not self.closed, self.closed
+        if ticket is None:
+            self.connected()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.close()
+
+    def connected(self):
+        """Waits for the handshake's end."""
+        with self._cond:
+            self._wait(lambda: self._connected or self.closed)
+            assert not self.closed, self.closed
 
     # sending
 
@@ -130,6 +158,20 @@ class Client3:
                 self.quic.stop_stream(stream, code)
             except ValueError:           # both have ended
                 pass
+            self._flush()
+
+    def blocked(self, stream):
+        """Has something to send, and no credit of the server's?"""
+        with self._cond:
+            sending = self.quic._streams[stream]
+            sender = sending.sender
+            return not sender.buffer_is_empty and (
+                sender.highest_offset >= sending.max_stream_data_remote)
+
+    def open_window(self):
+        """From now on streams get more credit as they have used theirs."""
+        with self._cond:
+            self.quic.withheld = False
             self._flush()
 
     # receiving
@@ -267,6 +309,7 @@ class Client3:
     def _event(self, event):
         if isinstance(event, HandshakeCompleted):
             self._connected = True
+            self.early = event.early_data_accepted
         elif isinstance(event, ConnectionTerminated):
             self.closed = event
         elif isinstance(event, StreamReset):

@@ -60,6 +60,14 @@ def has_http3():
     return "--with-http_v3_module" in build()
 
 
+def has_quic_early_data():
+    """Can this NGINX take 0-RTT over QUIC? With OpenSSL it can by the interface that
+    this has since 3.5.1; else it works by a layer of its own, which cannot."""
+    tls = re.search(r"(?:built|running) with OpenSSL ([\d.]+)", build())
+    return bool(has_http3() and version() >= (1, 29, 1) and tls
+                and tuple(map(int, tls[1].split("."))) >= (3, 5, 1))
+
+
 def http2(port):
     """The lines of a server that speaks HTTP/2, on this port or, where NGINX has
     a directive for it, on all."""

@@ -115,6 +115,7 @@ class Source:
         self._tls = self._context(*tls) if tls else None
         self.answer = answer or (lambda request: Response(body=b"ok\n"))
         self.early = early or (lambda request: False)
+        self.unread = None
         self.requests = []       # in the order in which their heads came
         self.left = []           # those whose peer had gone before their answer
         self.answered = []       # in the order in which their answers were sent
@@ -123,6 +124,14 @@ class Source:
         self._loop = None
         self._thread = None
         self._writers = set()
+
+    def keep_unread(self, event):
+        """Until the threading.Event is set no body is read, and the kernel keeps
+        little of one, so that its peer stays with the rest. For connections that
+        come after this."""
+        for sock in self._server.sockets:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        self.unread = event
 
     def start(self):
         started = threading.Event()
@@ -201,6 +210,8 @@ class Source:
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         early = self.early(request)
         if not early:
+            if self.unread:
+                await _wait(self.unread)
             await _read_body(request, reader)
         response = self.answer(request)
         done = await self._respond(request, response, writer)

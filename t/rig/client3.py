@@ -163,10 +163,10 @@ class Client3:
     def blocked(self, stream):
         """Has something to send, and no credit of the server's?"""
         with self._cond:
-            sending = self.quic._streams[stream]
-            sender = sending.sender
-            return not sender.buffer_is_empty and (
-                sender.highest_offset >= sending.max_stream_data_remote)
+            sending = self.quic._streams.get(stream)
+            return (sending is not None and not sending.sender.buffer_is_empty
+                    and (sending.sender.highest_offset
+                         >= sending.max_stream_data_remote))
 
     def open_window(self):
         """From now on streams get more credit as they have used theirs."""

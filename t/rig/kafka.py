@@ -146,6 +146,8 @@ class KafkaBroker(Topics):
             "inter.broker.listener.name": "PLAIN",
             "listener.security.protocol.map": protocols,
             "log.dirs": self._path("data"),
+            # records may have any time, also of long ago, and stay
+            "log.retention.ms": -1,
             "offsets.topic.replication.factor": "1",
             "offsets.topic.num.partitions": "1",
             "transaction.state.log.replication.factor": "1",

@@ -94,7 +94,7 @@ const ctl_subcommand ctl_subcommands[] = {
      "the sidecar's\n"
      "metrics.listen. Without a path /capture_status is asked for, then "
      "/metrics.",
-     "capturectl status --watch 10.0.0.1:8080 10.0.0.2:8080 10.0.0.1:9464",
+     "capturectl status --watch 10.0.0.1:8080 10.0.0.2:8080 10.0.0.1:9145",
      ctl_status, false, false},
     {"check", CHECK, CTL_ARGS_ADDRESSES,
      "[OPTION...] ADDRESS... [-b BROKERS -t TOPIC]",

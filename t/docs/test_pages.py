@@ -22,7 +22,6 @@ NOT_WALKED = {
     "docs/kafka.md": NOT_YET,
     "docs/launcher.md": NOT_YET,
     "docs/link.md": FIGURES,
-    "docs/operations.md": NOT_YET,
     "docs/path.md": FIGURES,
     "docs/record-contract.md": FIGURES,
     "docs/runbook.md": NOT_YET,

@@ -1,32 +1,20 @@
 #define _GNU_SOURCE 1 /* asprintf, strptime, timegm */
 
-#include "sidecar/aws_credentials.h"
+#include "sidecar/aws_internal.h"
 
 #include <ctype.h>
 #include <errno.h>
 #include <jansson.h>
-#include <pwd.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
-#include <unistd.h>
 
-#include "sidecar/aws_sigv4.h"
 #include "sidecar/fetch.h"
 
 #define FILE_SIZE_MAX 65536
-
-/* What a provider is given, and how it answers. */
-typedef struct {
-    const aws_query *q;
-    aws_credentials *c;
-    char *why;
-    size_t size;
-} inquiry;
-
-typedef enum { FAILED = -1, GOT, ABSENT } outcome;
 
 void aws_free(char *secret) {
     if (secret != NULL)
@@ -41,66 +29,71 @@ void aws_credentials_free(aws_credentials *c) {
     memset(c, 0, sizeof(*c));
 }
 
-static outcome __attribute__((format(printf, 2, 3)))
-failed(inquiry *i, const char *format, ...) {
+aws_outcome aws_failed(aws_inquiry *i, const char *format, ...) {
     va_list args;
     va_start(args, format);
     vsnprintf(i->why, i->size, format, args);
     va_end(args);
-    return FAILED;
+    return AWS_FAILED;
 }
 
-/* A variable that is set and not empty, or NULL. */
-static const char *variable(const char *name) {
+const char *aws_variable(const char *name) {
     const char *value = getenv(name);
     return value != NULL && *value != '\0' ? value : NULL;
 }
 
-/* Of what a file or an answer holds.  The access key stands in a URL as it
-   is: AWS makes them of letters and digits. */
-static outcome take(inquiry *i, const char *from, const char *access,
-                    const char *secret, const char *session) {
+/* The access key stands in a URL as it is: AWS makes them of letters and
+   digits. */
+aws_outcome aws_take(aws_inquiry *i, const char *from, const char *access,
+                     const char *secret, const char *session) {
     aws_credentials *c = i->c;
     if (access == NULL || *access == '\0' || secret == NULL || *secret == '\0')
-        return failed(i, "%s has no access key, or no secret key", from);
+        return aws_failed(i, "%s has no access key, or no secret key", from);
     for (const char *at = access; *at != '\0'; at++)
         if (!isalnum((unsigned char)*at))
-            return failed(i,
-                          "%s: the access key has other characters than "
-                          "letters and digits",
-                          from);
+            return aws_failed(i,
+                              "%s: the access key has other characters than "
+                              "letters and digits",
+                              from);
     c->access_key = strdup(access);
     c->secret_key = strdup(secret);
     if (session != NULL && *session != '\0')
         c->session_token = strdup(session);
     if (c->access_key == NULL || c->secret_key == NULL ||
         (session != NULL && *session != '\0' && c->session_token == NULL))
-        return failed(i, "out of memory");
-    return GOT;
+        return aws_failed(i, "out of memory");
+    return AWS_GOT;
 }
 
-/* "2026-01-31T23:59:59Z", also with a fraction of the second. */
-static int64_t parse_time(const char *text) {
+int64_t aws_parse_time(const char *text) {
     struct tm tm = {0};
-    if (text == NULL || strptime(text, "%Y-%m-%dT%H:%M:%S", &tm) == NULL)
+    int hours, minutes;
+    char sign;
+    const char *at =
+        text != NULL ? strptime(text, "%Y-%m-%dT%H:%M:%S", &tm) : NULL;
+    if (at == NULL)
         return 0;
-    return timegm(&tm);
+    at += strspn(at, ".0123456789");
+    int64_t offset = 0;
+    if (sscanf(at, "%c%2d:%2d", &sign, &hours, &minutes) == 3)
+        offset = (hours * 60 + minutes) * (sign == '-' ? -60 : 60);
+    return timegm(&tm) - offset;
 }
 
 /* ---- environment ---- */
 
-static outcome from_environment(inquiry *i) {
-    const char *access = variable("AWS_ACCESS_KEY_ID");
+aws_outcome aws_from_environment(aws_inquiry *i) {
+    const char *access = aws_variable("AWS_ACCESS_KEY_ID");
     if (access == NULL)
-        return ABSENT;
-    return take(i, "the environment", access, variable("AWS_SECRET_ACCESS_KEY"),
-                variable("AWS_SESSION_TOKEN"));
+        return AWS_ABSENT;
+    return aws_take(i, "the environment", access,
+                    aws_variable("AWS_SECRET_ACCESS_KEY"),
+                    aws_variable("AWS_SESSION_TOKEN"));
 }
 
 /* ---- files ---- */
 
-/* The whole text without the white space at its end; NULL with errno. */
-static char *read_file(const char *path) {
+char *aws_read_file(const char *path) {
     FILE *in = fopen(path, "re");
     char *text = in != NULL ? calloc(1, FILE_SIZE_MAX + 1) : NULL;
     if (text != NULL) {
@@ -117,202 +110,42 @@ static char *read_file(const char *path) {
     return text;
 }
 
-/* `key = value` of [section], or NULL.  The value is a part of `text`, of which
-   nothing is changed: *len says how long it is. */
-static const char *ini_value(const char *text, const char *section,
-                             const char *key, size_t *len) {
-    size_t section_len = strlen(section), key_len = strlen(key);
-    bool inside = false;
-    while (*text != '\0') {
-        size_t n = strcspn(text, "\r\n");
-        const char *at = text, *end = text + n;
-        while (end > at && isspace((unsigned char)end[-1]))
-            end--;
-        text += n + strspn(text + n, "\r\n");
-        if (*at == '[' && end[-1] == ']') {
-            at++, end--;
-            inside = (size_t)(end - at) == section_len &&
-                     memcmp(at, section, section_len) == 0;
-            continue;
-        }
-        if (!inside || strncmp(at, key, key_len) != 0)
-            continue;
-        at += key_len;
-        at += strspn(at, " \t");
-        if (*at != '=')
-            continue;
-        at++;
-        at += strspn(at, " \t");
-        *len = at < end ? (size_t)(end - at) : 0;
-        return at;
-    }
-    return NULL;
-}
-
-static char *ini_copy(const char *text, const char *section, const char *key) {
-    size_t len;
-    const char *value = ini_value(text, section, key, &len);
-    return value != NULL ? strndup(value, len) : NULL;
-}
-
-/* $VARIABLE, or ~/.aws/NAME; the caller's (free). */
-static char *aws_file(const char *name_of_variable, const char *name) {
-    const char *path = variable(name_of_variable), *home = variable("HOME");
-    char *made;
-    if (path != NULL)
-        return strdup(path);
-    if (home == NULL) {
-        struct passwd *user = getpwuid(getuid());
-        home = user != NULL ? user->pw_dir : "";
-    }
-    return asprintf(&made, "%s/.aws/%s", home, name) == -1 ? NULL : made;
-}
-
-static outcome from_section(inquiry *i, const char *path, const char *section) {
-    char *text = path != NULL ? read_file(path) : NULL;
-    outcome result = ABSENT;
-    if (text == NULL)
-        return ABSENT;
-    char *access = ini_copy(text, section, "aws_access_key_id");
-    char *secret = ini_copy(text, section, "aws_secret_access_key");
-    char *session = ini_copy(text, section, "aws_session_token");
-    if (access != NULL || secret != NULL)
-        result = take(i, path, access, secret, session);
-    aws_free(access);
-    aws_free(secret);
-    aws_free(session);
-    aws_free(text);
-    return result;
-}
-
-static outcome from_profile(inquiry *i) {
-    const char *profile = i->q->profile;
-    if (profile == NULL)
-        profile = variable("AWS_PROFILE");
-    bool named = profile != NULL;
-    if (!named)
-        profile = "default";
-    char *credentials = aws_file("AWS_SHARED_CREDENTIALS_FILE", "credentials");
-    char *config = aws_file("AWS_CONFIG_FILE", "config");
-    char section[256];
-    snprintf(section, sizeof(section), "%s%s",
-             strcmp(profile, "default") == 0 ? "" : "profile ", profile);
-
-    outcome result = from_section(i, credentials, profile);
-    if (result == ABSENT)
-        result = from_section(i, config, section);
-    if (result == ABSENT && named)
-        result = failed(i,
-                        "profile %s has no aws_access_key_id in %s and %s "
-                        "(roles and credential_process in profiles are not "
-                        "supported)",
-                        profile, credentials, config);
-    free(credentials);
-    free(config);
-    return result;
-}
-
-/* ---- web identity: the security token service ---- */
-
-/* The text of <NAME>, copied; AWS's answers have no entities in these. */
-static char *xml_copy(const char *xml, const char *name) {
-    char begin[40];
-    snprintf(begin, sizeof(begin), "<%s>", name);
-    const char *at = strstr(xml, begin);
-    if (at == NULL)
-        return NULL;
-    at += strlen(begin);
-    return strndup(at, strcspn(at, "<"));
-}
-
-static outcome read_sts(inquiry *i, const char *xml) {
-    char *access = xml_copy(xml, "AccessKeyId");
-    char *secret = xml_copy(xml, "SecretAccessKey");
-    char *session = xml_copy(xml, "SessionToken");
-    char *expires = xml_copy(xml, "Expiration");
-    outcome result = take(i, "the answer of the security token service", access,
-                          secret, session);
-    i->c->expires_s = parse_time(expires);
-    aws_free(access);
-    aws_free(secret);
-    aws_free(session);
-    free(expires);
-    return result;
-}
-
-static outcome ask_sts(inquiry *i, const char *role, const char *identity) {
-    const char *endpoint = variable("AWS_ENDPOINT_URL_STS"),
-               *session = variable("AWS_ROLE_SESSION_NAME");
-    const char *region = i->q->region != NULL ? i->q->region : "us-east-1";
-    char *encoded_role = aws_percent(role), *token = aws_percent(identity);
-    char *name = aws_percent(session != NULL ? session : "capture-sidecar");
-    char *url = NULL, *form = NULL;
-    outcome result = FAILED;
-    if (encoded_role == NULL || token == NULL || name == NULL ||
-        (endpoint != NULL
-             ? asprintf(&url, "%s/", endpoint)
-             : asprintf(&url, "https://sts.%s.amazonaws.com%s/", region,
-                        strncmp(region, "cn-", 3) == 0 ? ".cn" : "")) == -1 ||
-        asprintf(&form,
-                 "Action=AssumeRoleWithWebIdentity&Version=2011-06-15&RoleArn="
-                 "%s&RoleSessionName=%s&WebIdentityToken=%s",
-                 encoded_role, name, token) == -1) {
-        failed(i, "out of memory");
-    } else {
-        char *xml = fetch(&(fetch_request){.method = "POST",
-                                           .url = url,
-                                           .body = form,
-                                           .timeout_ms = i->q->timeout_ms},
-                          i->why, i->size);
-        if (xml != NULL)
-            result = read_sts(i, xml);
-        fetch_free(xml);
-    }
-    aws_free(form);
-    aws_free(token);
-    free(url);
-    free(name);
-    free(encoded_role);
-    return result;
-}
-
-static outcome from_web_identity(inquiry *i) {
-    const char *role = variable("AWS_ROLE_ARN"),
-               *file = variable("AWS_WEB_IDENTITY_TOKEN_FILE");
-    if (file == NULL)
-        return ABSENT;
-    if (role == NULL)
-        return failed(i, "AWS_WEB_IDENTITY_TOKEN_FILE is set without "
-                         "AWS_ROLE_ARN");
-    char *identity = read_file(file); /* kubelet changes it: read anew */
-    if (identity == NULL || *identity == '\0') {
-        aws_free(identity);
-        return failed(i,
-                      "AWS_WEB_IDENTITY_TOKEN_FILE = %s cannot be read, or "
-                      "is empty",
-                      file);
-    }
-    outcome result = ask_sts(i, role, identity);
-    aws_free(identity);
-    return result;
-}
-
 /* ---- endpoints that answer with JSON ---- */
 
 static const char *json_text(const json_t *object, const char *key) {
     return json_string_value(json_object_get(object, key));
 }
 
-static outcome read_json(inquiry *i, const char *url, const char *text) {
+/* `session`: the name that the token has in it. */
+static aws_outcome take_json(aws_inquiry *i, const char *from,
+                             const json_t *object, const char *session) {
+    aws_outcome result = aws_take(i, from, json_text(object, "AccessKeyId"),
+                                  json_text(object, "SecretAccessKey"),
+                                  json_text(object, session));
+    i->c->expires_s = aws_parse_time(json_text(object, "Expiration"));
+    return result;
+}
+
+static aws_outcome read_json(aws_inquiry *i, const char *url,
+                             const char *text) {
     json_t *object = json_loads(text, 0, NULL);
-    if (!json_is_object(object)) {
-        json_decref(object);
-        return failed(i, "%s does not answer with a JSON object", url);
-    }
-    outcome result =
-        take(i, url, json_text(object, "AccessKeyId"),
-             json_text(object, "SecretAccessKey"), json_text(object, "Token"));
-    i->c->expires_s = parse_time(json_text(object, "Expiration"));
+    aws_outcome result =
+        json_is_object(object)
+            ? take_json(i, url, object, "Token")
+            : aws_failed(i, "%s does not answer with a JSON object", url);
+    json_decref(object);
+    return result;
+}
+
+aws_outcome aws_take_process(aws_inquiry *i, const char *from,
+                             const char *text) {
+    json_t *object = json_loads(text, 0, NULL);
+    aws_outcome result =
+        json_integer_value(json_object_get(object, "Version")) == 1
+            ? take_json(i, from, object, "SessionToken")
+            : aws_failed(i,
+                         "%s has not printed a JSON object with \"Version\": 1",
+                         from);
     json_decref(object);
     return result;
 }
@@ -340,8 +173,9 @@ static bool may_be_asked(const char *url) {
 }
 
 char *aws_container_url(char *why, size_t size) {
-    const char *relative = variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
-               *full = variable("AWS_CONTAINER_CREDENTIALS_FULL_URI");
+    const char *relative =
+                   aws_variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+               *full = aws_variable("AWS_CONTAINER_CREDENTIALS_FULL_URI");
     char *url = NULL;
     *why = '\0';
     if (relative != NULL) {
@@ -365,40 +199,40 @@ char *aws_container_url(char *why, size_t size) {
 }
 
 /* The header's line, the caller's (aws_free); *line NULL: there is none. */
-static outcome authorization(inquiry *i, char **line) {
-    const char *file = variable("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
-               *token = variable("AWS_CONTAINER_AUTHORIZATION_TOKEN");
+static aws_outcome authorization(aws_inquiry *i, char **line) {
+    const char *file = aws_variable("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
+               *token = aws_variable("AWS_CONTAINER_AUTHORIZATION_TOKEN");
     char *text = NULL;
     *line = NULL;
-    if (file != NULL && (text = read_file(file)) == NULL)
-        return failed(i, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE = %s: %s",
-                      file, strerror(errno));
+    if (file != NULL && (text = aws_read_file(file)) == NULL)
+        return aws_failed(i, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE = %s: %s",
+                          file, strerror(errno));
     if (text != NULL)
         token = text;
     if (token != NULL && strpbrk(token, "\r\n") != NULL) {
         aws_free(text);
-        return failed(i, "the container's authorization token has several "
-                         "lines");
+        return aws_failed(i, "the container's authorization token has several "
+                             "lines");
     }
     if (token != NULL && asprintf(line, "Authorization: %s", token) == -1)
         *line = NULL;
     aws_free(text);
-    return GOT;
+    return AWS_GOT;
 }
 
-static outcome from_container(inquiry *i) {
+aws_outcome aws_from_container(aws_inquiry *i) {
     char *url = aws_container_url(i->why, i->size), *header;
     if (url == NULL)
-        return i->why[0] == '\0' ? ABSENT : FAILED;
-    outcome result = authorization(i, &header);
-    if (result == GOT) {
+        return i->why[0] == '\0' ? AWS_ABSENT : AWS_FAILED;
+    aws_outcome result = authorization(i, &header);
+    if (result == AWS_GOT) {
         char *text = fetch(&(fetch_request){.method = "GET",
                                             .url = url,
                                             .headers = {header},
                                             .direct = true,
                                             .timeout_ms = i->q->timeout_ms},
                            i->why, i->size);
-        result = text != NULL ? read_json(i, url, text) : FAILED;
+        result = text != NULL ? read_json(i, url, text) : AWS_FAILED;
         fetch_free(text);
     }
     aws_free(header);
@@ -408,9 +242,9 @@ static outcome from_container(inquiry *i) {
 
 /* ---- EC2 metadata, version 2 ---- */
 
-static char *ask_metadata(inquiry *i, const char *method, const char *path,
+static char *ask_metadata(aws_inquiry *i, const char *method, const char *path,
                           const char *header) {
-    const char *endpoint = variable("AWS_EC2_METADATA_SERVICE_ENDPOINT");
+    const char *endpoint = aws_variable("AWS_EC2_METADATA_SERVICE_ENDPOINT");
     char *url;
     if (endpoint == NULL)
         endpoint = "http://169.254.169.254";
@@ -429,12 +263,12 @@ static char *ask_metadata(inquiry *i, const char *method, const char *path,
     return text;
 }
 
-static outcome ask_instance(inquiry *i, const char *session) {
+static aws_outcome ask_instance(aws_inquiry *i, const char *session) {
     static const char roles[] = "/latest/meta-data/iam/security-credentials/";
     char *role = ask_metadata(i, "GET", roles, session), *path = NULL;
-    outcome result = FAILED;
+    aws_outcome result = AWS_FAILED;
     if (role == NULL)
-        return FAILED;
+        return AWS_FAILED;
     role[strcspn(role, "\r\n")] = '\0';
     if (asprintf(&path, "%s%s", roles, role) != -1) {
         char *text = ask_metadata(i, "GET", path, session);
@@ -447,17 +281,17 @@ static outcome ask_instance(inquiry *i, const char *session) {
     return result;
 }
 
-static outcome from_instance(inquiry *i) {
-    const char *disabled = variable("AWS_EC2_METADATA_DISABLED");
+aws_outcome aws_from_instance(aws_inquiry *i) {
+    const char *disabled = aws_variable("AWS_EC2_METADATA_DISABLED");
     char *header;
     if (disabled != NULL && strcasecmp(disabled, "true") == 0)
-        return ABSENT;
+        return AWS_ABSENT;
     char *token = ask_metadata(i, "PUT", "/latest/api/token",
                                "X-aws-ec2-metadata-token-ttl-seconds: 21600");
     if (token == NULL)
-        return FAILED;
+        return AWS_FAILED;
     token[strcspn(token, "\r\n")] = '\0';
-    outcome result = FAILED;
+    aws_outcome result = AWS_FAILED;
     if (asprintf(&header, "X-aws-ec2-metadata-token: %s", token) != -1) {
         result = ask_instance(i, header);
         aws_free(header);
@@ -471,13 +305,13 @@ static outcome from_instance(inquiry *i) {
 static const struct {
     aws_provider provider;
     const char *name;
-    outcome (*get)(inquiry *i);
+    aws_source get;
 } providers[] = {
-    {AWS_ENVIRONMENT, "environment", from_environment},
-    {AWS_WEB_IDENTITY, "web-identity", from_web_identity},
-    {AWS_PROFILE, "profile", from_profile},
-    {AWS_CONTAINER, "container", from_container},
-    {AWS_INSTANCE, "instance", from_instance},
+    {AWS_ENVIRONMENT, "environment", aws_from_environment},
+    {AWS_WEB_IDENTITY, "web-identity", aws_from_web_identity},
+    {AWS_PROFILE, "profile", aws_from_profile},
+    {AWS_CONTAINER, "container", aws_from_container},
+    {AWS_INSTANCE, "instance", aws_from_instance},
 };
 
 int aws_credentials_get(const aws_query *q, aws_credentials *into, char *why,
@@ -485,13 +319,13 @@ int aws_credentials_get(const aws_query *q, aws_credentials *into, char *why,
     memset(into, 0, sizeof(*into));
     for (size_t n = 0; n < sizeof(providers) / sizeof(*providers); n++) {
         char reason[512] = "";
-        inquiry i = {q, into, reason, sizeof(reason)};
+        aws_inquiry i = {q, into, reason, sizeof(reason)};
         if (q->provider != AWS_CHAIN && q->provider != providers[n].provider)
             continue;
-        outcome result = providers[n].get(&i);
-        if (result == GOT)
+        aws_outcome result = providers[n].get(&i);
+        if (result == AWS_GOT)
             return 0;
-        if (result == FAILED) {
+        if (result == AWS_FAILED) {
             snprintf(why, size, "AWS credentials (%s): %s", providers[n].name,
                      reason);
             return -1;

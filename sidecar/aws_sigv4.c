@@ -5,6 +5,8 @@
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
 #include <openssl/sha.h>
+#include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,9 +66,17 @@ static digest hmac(const void *key, size_t len, const char *text) {
     return d;
 }
 
+#define STAMP_SIZE 17
+
+static void stamp_of(time_t now, char stamp[STAMP_SIZE]) {
+    struct tm tm;
+    gmtime_r(&now, &tm);
+    strftime(stamp, STAMP_SIZE, "%Y%m%dT%H%M%SZ", &tm);
+}
+
 /* Date, region and service are hashed into the key one after another. */
 static digest signing_key(const char *secret, const char *date,
-                          const char *region) {
+                          const char *region, const char *service) {
     digest d = {{0}};
     char *first;
     if (asprintf(&first, "AWS4%s", secret) == -1)
@@ -74,29 +84,39 @@ static digest signing_key(const char *secret, const char *date,
     d = hmac(first, strlen(first), date);
     aws_free(first);
     d = hmac(d.at, sizeof(d.at), region);
-    d = hmac(d.at, sizeof(d.at), SERVICE);
+    d = hmac(d.at, sizeof(d.at), service);
     return hmac(d.at, sizeof(d.at), "aws4_request");
 }
 
-/* The signature of GET https://HOST/?QUERY, its parameters in sorted order. */
-static char *sign(const char *secret, const char *region, const char *stamp,
-                  const char *query) {
-    char *request = NULL, *text = NULL, *signature = NULL;
-    char date[9];
+/* The signature of a canonical request; "" : out of memory. */
+static hex_digest sign(const char *secret, const char *region,
+                       const char *service, const char *stamp,
+                       const char *request) {
+    hex_digest signature = {""};
+    char *text, date[9];
     snprintf(date, sizeof(date), "%.8s", stamp);
+    digest d = sha256(request);
+    if (asprintf(&text, ALGORITHM "\n%s\n%s/%s/%s/aws4_request\n%s", stamp,
+                 date, region, service, in_hex(&d).hex) == -1)
+        return signature;
+    digest key = signing_key(secret, date, region, service);
+    d = hmac(key.at, sizeof(key.at), text);
+    signature = in_hex(&d);
+    OPENSSL_cleanse(&key, sizeof(key));
+    aws_free(text);
+    return signature;
+}
+
+/* The signature of GET https://HOST/?QUERY, its parameters in sorted order. */
+static hex_digest sign_url(const char *secret, const char *region,
+                           const char *stamp, const char *query) {
+    hex_digest signature = {""};
+    char *request;
     if (asprintf(&request,
                  "GET\n/\n%s\nhost:kafka.%s.amazonaws.com\n\nhost\n" NO_BODY,
                  query, region) == -1)
-        return NULL;
-    digest d = sha256(request);
-    if (asprintf(&text, ALGORITHM "\n%s\n%s/%s/" SERVICE "/aws4_request\n%s",
-                 stamp, date, region, in_hex(&d).hex) != -1) {
-        digest key = signing_key(secret, date, region);
-        d = hmac(key.at, sizeof(key.at), text);
-        OPENSSL_cleanse(&key, sizeof(key));
-        signature = strdup(in_hex(&d).hex);
-        aws_free(text);
-    }
+        return signature;
+    signature = sign(secret, region, SERVICE, stamp, request);
     aws_free(request);
     return signature;
 }
@@ -123,11 +143,10 @@ static char *base64url(const char *text) {
    it at the end, as AWS's own signers write it. */
 static char *presign(const aws_credentials *c, const char *region, time_t now,
                      const char *session, const char *agent) {
-    char *common = NULL, *query = NULL, *signature = NULL, *url = NULL;
-    char stamp[17];
-    struct tm tm;
-    gmtime_r(&now, &tm);
-    strftime(stamp, sizeof(stamp), "%Y%m%dT%H%M%SZ", &tm);
+    char *common = NULL, *query = NULL, *url = NULL;
+    hex_digest signature = {""};
+    char stamp[STAMP_SIZE];
+    stamp_of(now, stamp);
     const char *token = session != NULL ? "&X-Amz-Security-Token=" : "";
     if (session == NULL)
         session = "";
@@ -141,16 +160,15 @@ static char *presign(const aws_credentials *c, const char *region, time_t now,
         return NULL;
     if (asprintf(&query, "%s%s%s&X-Amz-SignedHeaders=host", common, token,
                  session) != -1) {
-        signature = sign(c->secret_key, region, stamp, query);
+        signature = sign_url(c->secret_key, region, stamp, query);
         aws_free(query);
     }
-    if (signature != NULL &&
+    if (*signature.hex != '\0' &&
         asprintf(&url,
                  "https://kafka.%s.amazonaws.com/?%s&X-Amz-SignedHeaders=host"
                  "%s%s&X-Amz-Signature=%s&User-Agent=%s",
-                 region, common, token, session, signature, agent) == -1)
+                 region, common, token, session, signature.hex, agent) == -1)
         url = NULL;
-    free(signature);
     aws_free(common);
     return url;
 }
@@ -169,4 +187,77 @@ char *aws_msk_token(const aws_credentials *c, const char *region, time_t now,
     free(user);
     aws_free(session);
     return token;
+}
+
+/* ---- requests to the security token service ---- */
+
+#define STS "sts"
+
+/* What is signed of a POST: its headers by their names' order.  The caller's
+   (aws_free); NULL: out of memory. */
+static char *form_request(const aws_credentials *c, const char *stamp,
+                          const char *url, const char *form,
+                          const char *names) {
+    const char *host = strstr(url, "://");
+    host = host != NULL ? host + 3 : url;
+    size_t len = strcspn(host, "/");
+    digest body = sha256(form);
+    char *request;
+    bool token = c->session_token != NULL;
+    if (asprintf(&request,
+                 "POST\n%s\n\n"
+                 "content-type:application/x-www-form-urlencoded\n"
+                 "host:%.*s\nx-amz-date:%s\n%s%s%s\n%s\n%s",
+                 host[len] == '/' ? host + len : "/", (int)len, host, stamp,
+                 token ? "x-amz-security-token:" : "",
+                 token ? c->session_token : "", token ? "\n" : "", names,
+                 in_hex(&body).hex) == -1)
+        return NULL;
+    return request;
+}
+
+/* NULL: out of memory. */
+static char *__attribute__((format(printf, 1, 2)))
+text_of(const char *format, ...) {
+    va_list args;
+    char *text;
+    va_start(args, format);
+    int rc = vasprintf(&text, format, args);
+    va_end(args);
+    return rc != -1 ? text : NULL;
+}
+
+int aws_sign_form(const aws_credentials *c, const char *region, time_t now,
+                  const char *url, const char *form, aws_headers *into) {
+    bool token = c->session_token != NULL;
+    const char *names = token ? "content-type;host;x-amz-date;"
+                                "x-amz-security-token"
+                              : "content-type;host;x-amz-date";
+    char stamp[STAMP_SIZE];
+    stamp_of(now, stamp);
+    memset(into, 0, sizeof(*into));
+    char *request = form_request(c, stamp, url, form, names);
+    hex_digest signature = {""};
+    if (request != NULL)
+        signature = sign(c->secret_key, region, STS, stamp, request);
+    aws_free(request);
+    into->authorization =
+        text_of("Authorization: " ALGORITHM " Credential=%s/%.8s/%s/" STS
+                "/aws4_request, SignedHeaders=%s, Signature=%s",
+                c->access_key, stamp, region, names, signature.hex);
+    into->date = text_of("X-Amz-Date: %s", stamp);
+    if (token)
+        into->token = text_of("X-Amz-Security-Token: %s", c->session_token);
+    if (*signature.hex != '\0' && into->authorization != NULL &&
+        into->date != NULL && (!token || into->token != NULL))
+        return 0;
+    aws_headers_free(into);
+    return -1;
+}
+
+void aws_headers_free(aws_headers *h) {
+    aws_free(h->authorization);
+    aws_free(h->date);
+    aws_free(h->token);
+    memset(h, 0, sizeof(*h));
 }

@@ -5,10 +5,15 @@ import base64
 import http.server
 import json
 import os
+import re
 import subprocess
 import threading
 import time
 import urllib.parse
+
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 from .kafka import KafkaBroker
 from .process import TOP
@@ -20,8 +25,13 @@ SECRET_KEY = "aws/5ecret+key/of/the/tests/0123456789ABCD"
 SESSION_TOKEN = "aws+5ecret/session=token//of+the+tests=="
 CLIENT_SECRET = "oidc-5ecret-word"
 
+# who may assume what: access key -> (secret key, session token)
+ASSUMERS = {"AKIABASE": ("base/5ecret+key", None),
+            "ASIAMIDDLE": ("middle/5ecret+key", "middle+5ecret/session==")}
+
 # what must never be seen outside
-SECRETS = (*PASSWORDS.values(), SECRET_KEY, SESSION_TOKEN, CLIENT_SECRET)
+SECRETS = (*PASSWORDS.values(), SECRET_KEY, SESSION_TOKEN, CLIENT_SECRET,
+           *(word for words in ASSUMERS.values() for word in words if word))
 
 
 def openssl(*arguments, stdin=None):
@@ -149,8 +159,10 @@ class AwsEndpoints(Server):
     def __init__(self):
         super().__init__(self._answer)
         self.lifetime = 3600
+        self.forms = []
 
     def _answer(self, method, path, headers, body):
+        headers = {name.lower(): value for name, value in headers.items()}
         expires = time.strftime("%Y-%m-%dT%H:%M:%SZ",
                                 time.gmtime(time.time() + self.lifetime))
         found = json.dumps({
@@ -158,29 +170,71 @@ class AwsEndpoints(Server):
             "SecretAccessKey": SECRET_KEY, "Expiration": expires})
         roles = "/latest/meta-data/iam/security-credentials/"
         if (method, path) == ("PUT", "/latest/api/token"):
-            ttl = headers.get("X-aws-ec2-metadata-token-ttl-seconds")
+            ttl = headers.get("x-aws-ec2-metadata-token-ttl-seconds")
             return (200, "metadata-session") if ttl else (400, "")
         if path.startswith("/latest/"):
-            if headers.get("X-aws-ec2-metadata-token") != "metadata-session":
+            if headers.get("x-aws-ec2-metadata-token") != "metadata-session":
                 return 401, ""
             return {roles: (200, "a-role"), roles + "a-role": (200, found)}.get(
                 path, (404, ""))
         if path == "/container":
-            right = headers.get("Authorization") == "container-authorization"
+            right = headers.get("authorization") == "container-authorization"
             return (200, found) if right else (401, "")
         form = dict(urllib.parse.parse_qsl(body))
+        self.forms.append(form)
+        action, role = form.get("Action"), form.get("RoleArn")
         if path == "/" and form == {
                 "Action": "AssumeRoleWithWebIdentity", "Version": "2011-06-15",
-                "RoleArn": "arn:aws:iam::1:role/x", "RoleSessionName": "s",
+                "RoleArn": "arn:aws:iam::1:role/x", "RoleSessionName": "me",
                 "WebIdentityToken": "identity+token"}:
-            return 200, (
-                "<AssumeRoleWithWebIdentityResponse><Credentials>"
-                f"<AccessKeyId>{ACCESS_KEY}</AccessKeyId>"
-                f"<SecretAccessKey>{SECRET_KEY}</SecretAccessKey>"
-                f"<SessionToken>{SESSION_TOKEN}</SessionToken>"
-                f"<Expiration>{expires}</Expiration></Credentials>"
-                "</AssumeRoleWithWebIdentityResponse>")
+            return 200, assumed(action, ACCESS_KEY, SECRET_KEY, SESSION_TOKEN,
+                                expires)
+        if path == "/" and action == "AssumeRole":
+            by = signer(f"{self.url}/", headers, body)
+            if by is None:
+                return 403, "<Code>SignatureDoesNotMatch</Code>"
+            if role == "arn:aws:iam::1:role/middle":
+                return 200, assumed(action, "ASIAMIDDLE", *ASSUMERS["ASIAMIDDLE"],
+                                    expires)
+            if role == "arn:aws:iam::1:role/x":
+                return 200, assumed(action, ACCESS_KEY, SECRET_KEY, SESSION_TOKEN,
+                                    expires)
+            return 403, "<Code>AccessDenied</Code>"
         return 404, ""
+
+
+def assumed(action, access, secret, session, expires):
+    """What the security token service answers with."""
+    return (f"<{action}Response><{action}Result><Credentials>"
+            f"<AccessKeyId>{access}</AccessKeyId>"
+            f"<SecretAccessKey>{secret}</SecretAccessKey>"
+            f"<SessionToken>{session}</SessionToken>"
+            f"<Expiration>{expires}</Expiration></Credentials>"
+            "<AssumedRoleUser><Arn>arn:aws:sts::1:assumed-role/x/s</Arn>"
+            "<AssumedRoleId>A:s</AssumedRoleId></AssumedRoleUser>"
+            f"</{action}Result></{action}Response>")
+
+
+def signer(url, headers, body):
+    """The access key with which a request is signed, if it is, and rightly: by
+    AWS's own code. Names of headers in small letters."""
+    found = re.fullmatch(
+        r"AWS4-HMAC-SHA256 Credential=(\w+)/(\d{8})/([\w-]+)/sts/aws4_request, "
+        r"SignedHeaders=([\w;-]+), Signature=([0-9a-f]{64})",
+        headers.get("authorization") or "")
+    if not found or found[1] not in ASSUMERS:
+        return None
+    access, day, region, names, signature = found.groups()
+    secret, session = ASSUMERS[access]
+    if headers.get("x-amz-security-token") != session:
+        return None
+    signed = {name: headers[name] for name in names.split(";") if name != "host"}
+    request = AWSRequest("POST", url, data=body, headers=signed)
+    request.context["timestamp"] = headers["x-amz-date"]
+    assert headers["x-amz-date"].startswith(day)
+    auth = SigV4Auth(Credentials(access, secret, session), "sts", region)
+    text = auth.string_to_sign(request, auth.canonical_request(request))
+    return access if auth.signature(text, request) == signature else None
 
 
 def compile_validator(directory):

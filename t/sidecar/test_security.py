@@ -8,8 +8,8 @@ import stat
 import time
 
 import pytest
-from rig.security import (ACCESS_KEY, CLIENT_SECRET, PASSWORDS, SECRET_KEY,
-                          SECRETS, SESSION_TOKEN, AwsEndpoints)
+from rig.security import (ACCESS_KEY, ASSUMERS, CLIENT_SECRET, PASSWORDS,
+                          SECRET_KEY, SECRETS, SESSION_TOKEN, AwsEndpoints)
 from rig.sidecar import check
 from rig.status import wait_until
 
@@ -240,7 +240,7 @@ def web_identity(aws, workdir):
     file = os.path.join(workdir, "identity")
     with open(file, "w") as f:
         f.write("identity+token\n")
-    return {"AWS_ROLE_ARN": "arn:aws:iam::1:role/x", "AWS_ROLE_SESSION_NAME": "s",
+    return {"AWS_ROLE_ARN": "arn:aws:iam::1:role/x", "AWS_ROLE_SESSION_NAME": "me",
             "AWS_WEB_IDENTITY_TOKEN_FILE": file, "AWS_ENDPOINT_URL_STS": aws.url}
 
 
@@ -253,6 +253,20 @@ def profile(aws, workdir):
                 f"aws_secret_access_key = {SECRET_KEY}\n"
                 f"aws_session_token = {SESSION_TOKEN}\n")
     return {"AWS_SHARED_CREDENTIALS_FILE": file, "AWS_PROFILE": "capture"}
+
+
+def role_of_profile(aws, workdir):
+    """A role, assumed by another one, assumed by a program's keys."""
+    file = os.path.join(workdir, "config")
+    with open(file, "w") as f:
+        f.write("[profile capture]\nrole_arn = arn:aws:iam::1:role/x\n"
+                "source_profile = middle\n[profile middle]\n"
+                "role_arn = arn:aws:iam::1:role/middle\nsource_profile = base\n"
+                "[profile base]\ncredential_process = /bin/echo '{\"Version\": 1, "
+                '"AccessKeyId": "AKIABASE", "SecretAccessKey": '
+                f'"{ASSUMERS["AKIABASE"][0]}"}}\'\n')
+    return {"AWS_CONFIG_FILE": file, "AWS_PROFILE": "capture",
+            "AWS_ENDPOINT_URL_STS": aws.url}
 
 
 def container(aws, workdir):
@@ -282,8 +296,9 @@ NO_AWS = {name: "" for name in (
         "AWS_CONFIG_FILE": "/nonexistent", "AWS_EC2_METADATA_DISABLED": ""}
 
 
-@pytest.mark.parametrize("source", [environment, web_identity, profile, container,
-                                    pod_identity, instance])
+@pytest.mark.parametrize("source", [environment, web_identity, profile,
+                                    role_of_profile, container, pod_identity,
+                                    instance])
 def test_msk_iam_with_credentials_from(broker, probe, aws, workdir, source):
     p = probe({**NO_AWS, **source(aws, workdir)}, **msk(broker),
               kafka__debug="security", log__level="debug")
@@ -318,7 +333,7 @@ def test_msk_sessions_and_credentials_are_renewed(broker, probe, aws, workdir):
      "none of the sources is there"),
     (lambda *_: {}, {"aws__credentials": "container"},
      "aws.credentials = container, and there are none"),
-    (lambda *_: {"AWS_PROFILE": "none"}, {}, "profile none has no"),
+    (lambda *_: {"AWS_PROFILE": "none"}, {}, "there is no profile none in /nonexistent"),
     (lambda *_: {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://10.0.0.1/x"}, {},
      "it must name this host"),
     (lambda aws, w: {**container(aws, w),

@@ -18,6 +18,8 @@ TEST_PACKAGES=(
     mvn:maven javac:default-jdk-headless
     clang:clang clang-format:clang-format
     valgrind wrk curl openssl:openssl
+    # stands in for load balancers
+    haproxy:haproxy
 )
 
 BROWSER_PACKAGES=(chromium:chromium)

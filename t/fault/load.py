@@ -47,11 +47,13 @@ class Load:
     most          bytes of the largest body
     timeout       seconds for an answer
     ids           begins each id; unique among the loads of a topic
+    tls           an ssl.SSLContext; the name that it verifies is source.test
     """
 
     def __init__(self, port, connections=200, rate=400, life=60, mutating=0.6,
-                 most=20_000, timeout=30, seed=None, ids="a"):
+                 most=20_000, timeout=30, seed=None, ids="a", tls=None):
         self.port = port
+        self.tls = tls
         self.size = connections
         self.pause = connections / rate
         self.life = life
@@ -60,6 +62,7 @@ class Load:
         self.timeout = timeout
         self.ids = ids
         self.asked = []
+        self.refused = 0       # connections that were not to be had
         self.seed = random.randrange(1 << 30) if seed is None else seed
         self.errors = []       # bugs of this file; breaks are in `asked`
         self._connections = 0
@@ -116,8 +119,10 @@ class Load:
         number = self._connections
         try:
             reader, writer = await asyncio.open_connection(
-                "127.0.0.1", self.port, limit=1 << 20)
+                "127.0.0.1", self.port, limit=1 << 20, ssl=self.tls,
+                server_hostname="source.test" if self.tls else None)
         except OSError:
+            self.refused += 1
             await self._rest(0.1)      # nothing was asked
             return
         try:

@@ -120,6 +120,7 @@ class Source:
         self.left = []           # those whose peer had gone before their answer
         self.answered = []       # in the order in which their answers were sent
         self.connections = 0
+        self.open = 0            # of these
         self.errors = []         # exceptions of answer() and of the server
         self._loop = None
         self._thread = None
@@ -180,6 +181,7 @@ class Source:
 
     async def _connection(self, reader, writer):
         self.connections += 1
+        self.open += 1
         number = self.connections
         try:
             while await self._exchange(number, reader, writer):
@@ -191,6 +193,7 @@ class Source:
         except Exception as e:
             self.errors.append(e)
         finally:
+            self.open -= 1
             writer.close()
 
     async def _exchange(self, number, reader, writer):

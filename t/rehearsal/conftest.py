@@ -78,10 +78,12 @@ class Node(Source):
     def __init__(self, executions, tls):
         self.served = set()
         self.health = 200
+        self.checked = 0
 
         def answer(request):
             id = request.header("X-Id")
             if id is None:
+                self.checked += 1
                 return Response(self.health, "Checked")
             self.served.add(id)
             return executions(request)
@@ -113,7 +115,7 @@ def node(executions, certificate):
 @pytest.fixture
 def proxy(launcher, broker, topic, pair):
     """A factory of capturing proxies with the arguments of ECS."""
-    def make(destination, *args, tls=pair, **options):
+    def make(destination, *args, tls=pair, suppress=True, **options):
         broker.start()
         l = launcher(
             "--destinationUri", f"https://127.0.0.1:{destination}",
@@ -121,8 +123,8 @@ def proxy(launcher, broker, topic, pair):
             *(["--sslCertChainFile", tls[0], "--sslKeyFile", tls[1]] if tls
               else []),
             "--kafkaConnection", broker.bootstrap, "--kafkaTopic", topic,
-            "--suppressCaptureForHeaderMatch", "user-agent",
-            ".*ELB-HealthChecker.*", *args, **options)
+            *(["--suppressCaptureForHeaderMatch", "user-agent",
+               ".*ELB-HealthChecker.*"] if suppress else []), *args, **options)
         l.wait_linked()
         return l
     return make

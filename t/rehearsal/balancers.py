@@ -24,8 +24,12 @@ CHECK = """\
     option httpchk
     http-check send meth GET uri / ver HTTP/1.1 hdr Host 10.0.0.1 hdr User-Agent ELB-HealthChecker/2.0 hdr Connection close
     http-check expect status {matcher}
-    default-server check {ssl} verify none inter 100ms fall 2 rise 2
+    default-server check {ssl} verify none {often}
 """
+
+# A check may take as long as `inter`, and the machine may be busy; once one has
+# failed, the next comes soon.
+OFTEN = "inter 1s fastinter 100ms downinter 100ms fall 5 rise 2"
 
 
 def listener(name, port, pem=None):
@@ -36,11 +40,12 @@ def listener(name, port, pem=None):
             f"    use_backend %[str({name}),map({{maps}}/listeners)]\n\n")
 
 
-def target_group(name, port, tls=True, matcher=NLB_MATCHER):
+def target_group(name, port, tls=True, matcher=NLB_MATCHER, often=OFTEN):
     """Of an NLB. tls: its connections to the target are encrypted again, as those
     of a TLS listener must be; checks always are."""
     return (f"backend {name}\n    mode tcp\n"
-            + CHECK.format(matcher=matcher, ssl="ssl" if tls else "check-ssl")
+            + CHECK.format(matcher=matcher, often=often,
+                           ssl="ssl" if tls else "check-ssl")
             + f"    server target 127.0.0.1:{port}\n\n")
 
 
@@ -53,6 +58,6 @@ def application(name, port, pem, targets, matcher=ALB_MATCHER):
             f"    option forwardfor\n    default_backend {name}\n\n"
             f"backend {name}\n    mode http\n    balance roundrobin\n"
             f"    http-reuse always\n    option h1-case-adjust-bogus-server\n"
-            + CHECK.format(matcher=matcher, ssl="ssl")
+            + CHECK.format(matcher=matcher, often=OFTEN, ssl="ssl")
             + "".join(f"    server {target} 127.0.0.1:{at} weight {weight}\n"
                       for target, (at, weight) in targets.items()) + "\n")

@@ -7,7 +7,7 @@ import ssl
 
 import pytest
 
-from fault.counts import of_status
+from fault.counts import Counts, of_status
 from fault.judge import judge
 from fault.load import ANSWERED, Executions, Load
 from rig.haproxy import BINARY, HaProxy
@@ -162,17 +162,35 @@ class Judged:
             a.raw = head + b"\r\n" + insert + b"\r\n" + body
 
 
-def finish(l, broker, topic, loads, executions, captured, insert=b"", allowed=()):
-    """Ends the proxy. No client has had an error, each request was executed once,
-    and the topic has those of `captured` (ids), whole, once, in order, and no
-    other. `insert`: what a balancer adds to a head."""
+def settled_counts(l, least=0):
+    """What a proxy has counted, without health checks, once nothing is pending."""
     def settled():
         counts = of_status(l.status())
         assert counts.pending == 0 and counts.balanced(), counts
-        assert counts.seen - counts.filtered["bypass"] >= len(captured), counts
+        counts.seen -= counts.filtered.pop("bypass")
+        assert counts.seen >= least, counts
         return counts
-    counts = wait_until(settled, 30, "an end of what is pending", l.process.dead)
-    counts.seen -= counts.filtered.pop("bypass")     # the health checks
+    return wait_until(settled, 30, "an end of what is pending", l.process.dead)
+
+
+def added(one, other):
+    """The counts of two proxies together."""
+    return Counts(one.seen + other.seen, one.captured + other.captured,
+                  truncated=one.truncated + other.truncated,
+                  filtered={k: v + other.filtered[k]
+                            for k, v in one.filtered.items()},
+                  lost={k: v + other.lost[k] for k, v in one.lost.items()})
+
+
+def finish(l, broker, topic, loads, executions, captured, insert=b"", allowed=(),
+           before=None):
+    """Ends the proxy. No client has had an error, each request was executed once,
+    and the topic has those of `captured` (ids), whole, once, in order, and no
+    other. `insert`: what a balancer adds to a head; `before`: the counts of a proxy
+    that has ended."""
+    counts = settled_counts(l, len(captured) - (before.seen if before else 0))
+    if before:
+        counts = added(counts, before)
     assert l.stop() == 0, l.log_text()
     asked = [a for load in loads for a in load.asked]
     assert not [load.refused for load in loads if load.refused]

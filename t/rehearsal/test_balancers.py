@@ -9,7 +9,7 @@ from rig.status import wait_until
 
 from rehearsal.balancers import (ALB_MATCHER, FORWARDED, application,
                                  listener, target_group)
-from rehearsal.conftest import finish
+from rehearsal.conftest import finish, settled_counts
 
 
 def drained(h, group):
@@ -130,6 +130,28 @@ def test_weighted_switch_and_back(haproxy, node, proxy, target_proxy, load, pem,
     finish(l, broker, topic, [clients], executions, source.served, FORWARDED,
            ["disordered"])
     assert without.stop() == 0
+
+
+def test_a_proxy_is_replaced(haproxy, node, proxy, load, pem, broker, topic,
+                             executions):
+    """As a deployment does: another one is healthy, the old one is deregistered and
+    has no requests any more, and then it gets TERM."""
+    source = node()
+    old, new = proxy(source.port), proxy(source.port)
+    alb = free_port()
+    h = haproxy(application("alb", alb, pem, {"old": (old.port, 1),
+                                              "new": (new.port, 1)}))
+    h.wait_health("alb", "new", "UP", 200)
+    with load(alb, ids="all") as clients:
+        clients.more(100)
+        h.order("set server alb/old state drain")
+        wait_until(lambda: int(h.row("alb", "old")["scur"]) == 0, 30, "its end")
+        counts = settled_counts(old)
+        assert counts.seen > 20
+        assert old.stop() == 0, old.log_text()
+        clients.more(100)
+    finish(new, broker, topic, [clients], executions, source.served, FORWARDED,
+           ["disordered"], counts)
 
 
 @pytest.mark.parametrize("status", [200, 401])

@@ -139,7 +139,7 @@ def test_health_checks_are_1_to_3_records_or_none(suppressed, check, haproxy,
     c = check(suppressed)
     watcher = Watcher(broker, topic)
     watcher.start()
-    h = haproxy(target_group("proxies", c.launcher.port)
+    h = haproxy(target_group("proxies", c.launcher.port, often="inter 100ms")
                 + listener("nlb", free_port()), {"nlb": "proxies"})
     wait_until(lambda: c.source.checked >= 10, 30, "ten health checks")
     h.close()

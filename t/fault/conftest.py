@@ -67,8 +67,8 @@ class Scene:
         self.kills = []
 
     def load(self, **options):
-        load = Load(self.stack.port, ids=chr(ord("a") + next(self._letters)),
-                    **options)
+        options.setdefault("port", self.stack.port)
+        load = Load(ids=chr(ord("a") + next(self._letters)), **options)
         self.loads.append(load)
         return load
 

@@ -70,16 +70,21 @@ class Sidecar:
     def check_totals(self):
         """The last line of an orderly end: all that was seen has its class.
         Returns the sums of all workers, also of those that have gone."""
-        lines = re.findall(r"seen (\d+) captured (\d+) filtered (\d+) "
-                           r"lost (\d+) pending (\d+)", self.log_text())
-        assert lines, f"no totals in the log:\n{self.log_text()}"
-        seen, *classes = map(int, lines[-1])
-        assert seen == sum(classes), lines[-1]
-        return dict(zip(("seen", "captured", "filtered", "lost", "pending"),
-                        (seen, *classes)))
+        return totals_in(self.log_text())
 
     def _env(self):
         return {**sanitizer_env(self.directory, leaks=True), **self.env}
+
+
+def totals_in(log):
+    """Of a sidecar's log, whoever has kept that: see check_totals()."""
+    lines = re.findall(r"seen (\d+) captured (\d+) filtered (\d+) "
+                       r"lost (\d+) pending (\d+)", log)
+    assert lines, f"no totals in the log:\n{log}"
+    seen, *classes = map(int, lines[-1])
+    assert seen == sum(classes), lines[-1]
+    return dict(zip(("seen", "captured", "filtered", "lost", "pending"),
+                    (seen, *classes)))
 
 
 def check(directory, conf):

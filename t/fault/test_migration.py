@@ -1,12 +1,14 @@
 """In the middle of a migration, under load: the Java proxy's place is taken and given
 back, and capture is taken out of an NGINX and put in again."""
 
+import os
+import shlex
 import time
 
 import pytest
 from path.session import Session, assert_captured
 from rig.client import Client
-from rig.java_proxy import JavaProxy
+from rig.java_proxy import CHANNEL_ID, JavaProxy, RealJavaProxy
 from rig.sidecar import totals_in
 from rig.source import Response, pattern
 from rig.status import wait_until
@@ -19,9 +21,12 @@ from refconsumer.verify import verify_topic
 
 
 @pytest.fixture
-def java(broker, topic, source):
-    """The stand-in for the Java proxy: it runs."""
-    proxy = JavaProxy(broker, topic, source.port)
+def java(broker, topic, source, workdir):
+    """The stand-in for the Java proxy: it runs. With CAPTURE_JAVA_PROXY, a command,
+    the Java proxy itself."""
+    command = shlex.split(os.environ.get("CAPTURE_JAVA_PROXY", ""))
+    proxy = (RealJavaProxy(command, workdir, broker, topic, source.port) if command
+             else JavaProxy(broker, topic, source.port))
     broker.start()
     proxy.start()
     yield proxy
@@ -29,8 +34,8 @@ def java(broker, topic, source):
 
 
 @pytest.fixture
-def ours(launcher, broker, topic, source):
-    """ours() is a started capture-proxy, by the Java proxy's flags."""
+def capture_proxy(launcher, broker, topic, source):
+    """capture_proxy() is a started one, by the Java proxy's flags."""
     def start():
         l = launcher("--destinationUri", f"http://127.0.0.1:{source.port}",
                      "--kafkaConnection", broker.bootstrap,
@@ -40,17 +45,19 @@ def ours(launcher, broker, topic, source):
     return start
 
 
-def by_node(records):
-    """{nodeId: when each of its requests was complete, by its own clock}"""
-    found = {}
+def requests_of(records):
+    """({each of the Java proxy's nodeIds: ...}, those of this product), as lists of
+    when each request was complete, by its recorder's clock."""
+    java, ours = {}, []
     for e in verify_topic(records).exchanges:
-        found.setdefault(e.node_id, []).append(e.eom_ns)
-    return found
+        (java.setdefault(e.node_id, []) if CHANNEL_ID.fullmatch(e.connection_id)
+         else ours).append(e.eom_ns)
+    return java, ours
 
 
 @pytest.mark.partitions(6)
 @pytest.mark.timeout(180)
-def test_from_the_java_proxy_to_this_one_and_back(java, ours, fault, broker, topic,
+def test_from_the_java_proxy_to_this_one_and_back(java, capture_proxy, fault, broker, topic,
                                                   source):
     """A balancer's target is moved: new connections go to the new one, old ones end
     where they are, so that both write to the topic at once. What a consumer makes of
@@ -59,7 +66,7 @@ def test_from_the_java_proxy_to_this_one_and_back(java, ours, fault, broker, top
     fault.target = java.port
     with Load(fault.port, life=6) as load:
         load.more(200)
-        proxy = ours()
+        proxy = capture_proxy()
         fault.target = proxy.port
         load.more(150)
         wait_until(lambda: not java.connections, 60, "the Java proxy has no client")
@@ -80,9 +87,8 @@ def test_from_the_java_proxy_to_this_one_and_back(java, ours, fault, broker, top
     verdict = judge(records, [load], executions)
     print(f"verdict: {verdict}")
     verdict.assert_clean()
-    nodes = by_node(records)
-    first, second = (nodes.pop(node) for node in java.nodes)
-    ours = sum(nodes.values(), [])
+    nodes, ours = requests_of(records)
+    first, second = sorted(map(sorted, nodes.values()))
     assert min(map(len, (first, ours, second))) >= 150
     assert min(ours) < max(first) and min(second) < max(ours), "never both at once"
     # what it says of itself is what it has there, beside another's records
@@ -93,7 +99,7 @@ def test_from_the_java_proxy_to_this_one_and_back(java, ours, fault, broker, top
     assert (answer.status, answer.lines) == (0, []), answer
 
 
-def test_the_stand_in_cuts_large_data_into_segments(java, broker, topic, source):
+def test_the_java_proxy_cuts_large_data_into_segments(java, broker, topic, source):
     """As the Java proxy does; the reference consumer puts them together."""
     source.answer = lambda request: Response(body=pattern(1_500_000, 2))
 

@@ -14,9 +14,11 @@ As the Java proxy:
     stop()         cuts its connections; what has not been sent is gone
 
 What is left out: suppression, Expect, pipelining, upgrades, its failures. A request's
-end is found where `rig.client.build_request` puts it."""
+end is found where `rig.client.build_request` puts it. `RealJavaProxy` is the real one,
+where there is a command that starts it."""
 
 import asyncio
+import os
 import re
 import secrets
 import threading
@@ -28,11 +30,14 @@ from confluent_kafka import Producer as KafkaProducer
 from refconsumer import pb
 from refconsumer.build import Producer
 
-from .process import free_port
+from .process import Process, accepts, free_port
+from .status import wait_until
 
 PIECE = 1 << 16
 RECORD = (1 << 20) - 500
 ROOM = 200                # bytes of a record around an observation's data
+# its connectionIds, and nobody else's
+CHANNEL_ID = re.compile("[0-9a-f]{16}-[0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{16}-[0-9a-f]{8}")
 MUTATING = ("POST", "PUT", "DELETE", "PATCH")
 
 
@@ -42,7 +47,6 @@ class JavaProxy:
 
     def __init__(self, broker, topic, source, record=RECORD):
         self.port = free_port()
-        self.nodes = []           # nodeIds, the last one being that of now
         self.errors = []
         self._broker, self._topic, self._source = broker, topic, source
         self._record = record
@@ -55,7 +59,7 @@ class JavaProxy:
         return len(self._open)
 
     def start(self):
-        self.nodes.append(str(uuid.uuid4()))
+        self._node = str(uuid.uuid4())
         self._kafka = KafkaProducer({
             "bootstrap.servers": self._broker.bootstrap, "acks": "all",
             "enable.idempotence": True, "partitioner": "murmur2_random",
@@ -109,7 +113,7 @@ class JavaProxy:
             self._kafka.poll(0.05)
 
     async def _connection(self, reader, writer):
-        recorder = _Recorder(self.nodes[-1], self._record, self._send)
+        recorder = _Recorder(self._node, self._record, self._send)
         self._open.add(recorder)
         other = None
         try:
@@ -158,6 +162,46 @@ class JavaProxy:
                 lambda: done.done() or done.set_result(None))
         self._kafka.produce(self._topic, value, key, on_delivery=report)
         await done
+
+
+class RealJavaProxy:
+    """The same, by a `command` (a list) that takes the Java proxy's flags."""
+
+    def __init__(self, command, directory, broker, topic, source):
+        self.port = free_port()
+        self._broker, self._topic = broker, topic
+        self._log = os.path.join(directory, "java-proxy.log")
+        self._argv = [*command, "--destinationUri", f"http://127.0.0.1:{source}",
+                      "--listenPort", str(self.port), "--kafkaTopic", topic,
+                      "--kafkaConnection", broker.bootstrap]
+
+    @property
+    def connections(self):
+        """Established ones of its port, of which the kernel keeps the list."""
+        with open("/proc/net/tcp") as f:
+            rows = [line.split() for line in f]
+        return sum(row[1].endswith(f":{self.port:04X}") and row[3] == "01"
+                   for row in rows)
+
+    def start(self):
+        self._process = Process(self._argv, self._log)
+        wait_until(lambda: accepts(self.port), 60, "the Java proxy's port",
+                   self._process.dead)
+
+    def stop(self):
+        """When its records have stopped to come: it ends without waiting for those
+        that are on their way."""
+        seen = []
+
+        def quiet():
+            seen.append(sum(bool(CHANNEL_ID.fullmatch(r.key.decode()))
+                            for r in self._broker.read_topic(self._topic)))
+            return len(seen) > 5 and len(set(seen[-5:])) == 1
+        if self._process.running():
+            wait_until(quiet, 60, "no more records of the Java proxy")
+            self._process.stop(timeout=30)
+
+    close = stop
 
 
 async def _responses(source, writer, recorder):

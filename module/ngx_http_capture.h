@@ -276,6 +276,7 @@ typedef struct {
     uint64_t                   seen;
     uint64_t                   captured;
     uint64_t                   truncated;
+    uint64_t                   doubled;
     uint64_t                   reason[CAP_REASON_CELLS];
     uint64_t                   wait[CAP_WAIT_CELLS];
     uint64_t                   redact[CAP_REDACT_CELLS];

@@ -343,7 +343,13 @@ ngx_http_capture_acked(ngx_http_capture_ctx_t *ctx, uint64_t seq)
     slot = cap_slot_at(pool->base, &pool->geo, ctx->frame.slot);
     acked = atomic_load_explicit(&slot->acked, memory_order_acquire);
 
-    return (CAP_ACKED_SEQ(acked) >= seq) ? NGX_OK : NGX_AGAIN;
+    if (CAP_ACKED_SEQ(acked) < seq) {
+        return NGX_AGAIN;
+    }
+
+    /* who asks, asks for the exchange that is open there */
+
+    return (CAP_ACKED_FLAGS(acked) & CAP_ACKED_LOST) ? NGX_DECLINED : NGX_OK;
 }
 
 

@@ -662,6 +662,7 @@ ngx_http_capture_link_fold(ngx_http_capture_worker_t *w, ngx_uint_t reason)
     w->seen += ngx_http_capture_load(worker.seen);
     w->captured += told;
     w->truncated += ngx_http_capture_load(sidecar.truncated);
+    w->doubled += ngx_http_capture_load(sidecar.doubled);
 
     for (i = 0; i < CAP_WAIT_CELLS; i++) {
         w->wait[i] += ngx_http_capture_load(worker.wait[i]);

@@ -33,6 +33,8 @@
       "exchanges whose records are all acknowledged")                         \
     X("exchanges_truncated_total", "counter", page->total.truncated,          \
       "of the captured: cut short by the client or the source")               \
+    X("exchanges_maybe_doubled_total", "counter", page->total.doubled,        \
+      "times that a request was sent again although it may be in the topic")  \
     X("exchanges_pending", "gauge", page->total.pending,                      \
       "exchanges with bytes that are not yet acknowledged")                   \
     X("exchanges_left_total", "counter", page->total.left,                    \

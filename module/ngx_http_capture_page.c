@@ -185,8 +185,10 @@ ngx_http_capture_page_json_row(u_char *p, u_char *last,
     ngx_http_capture_row_t *row)
 {
     p = ngx_slprintf(p, last, "\"seen\":%uL,\"captured\":%uL,"
-                     "\"truncated\":%uL,\"pending\":%uL,",
-                     row->seen, row->captured, row->truncated, row->pending);
+                     "\"truncated\":%uL,\"maybe_doubled\":%uL,"
+                     "\"pending\":%uL,",
+                     row->seen, row->captured, row->truncated, row->doubled,
+                     row->pending);
 
     p = ngx_http_capture_page_json_reasons(p, last, "filtered",
                                            CAP_CLASS_FILTERED, row);

@@ -791,6 +791,7 @@ ngx_http_capture_pool_take_slot(ngx_http_capture_pool_t *pool,
     slot->next_number = 1;
     slot->requests = 0;
     slot->unterminated_read = 0;
+    slot->renames = 0;
     slot->last_offset = -1;
     slot->opened_ns = ngx_http_capture_pool_now(pool);
     slot->taken_seq = pool->seq;

@@ -207,6 +207,7 @@ ngx_http_capture_status_fold(ngx_http_capture_row_t *into,
     into->seen += row->seen;
     into->captured += row->captured;
     into->truncated += row->truncated;
+    into->doubled += row->doubled;
     into->pending += row->pending;
     into->connections += row->connections;
     into->bytes += row->bytes;
@@ -416,6 +417,7 @@ ngx_http_capture_status_refresh(void)
     sum.seen = w->seen;
     sum.captured = w->captured;
     sum.truncated = w->truncated;
+    sum.doubled = w->doubled;
     ngx_memcpy(sum.reason, w->reason, sizeof(sum.reason));
     ngx_memcpy(sum.wait, w->wait, sizeof(sum.wait));
     ngx_memcpy(sum.redact, w->redact, sizeof(sum.redact));
@@ -450,6 +452,7 @@ ngx_http_capture_status_pool(ngx_http_capture_row_t *row,
 
     row->linked = ngx_http_capture_worker->linked;
     row->truncated += ngx_http_capture_load(sidecar.truncated);
+    row->doubled += ngx_http_capture_load(sidecar.doubled);
     row->connections += ngx_http_capture_load(worker.connections);
     row->bytes += ngx_http_capture_load(worker.bytes);
     row->doorbells += ngx_http_capture_load(worker.doorbells);

@@ -26,6 +26,7 @@ typedef struct {
     uint64_t         seen;
     uint64_t         captured;
     uint64_t         truncated;
+    uint64_t         doubled;
     uint64_t         pending;
     uint64_t         connections;
     uint64_t         bytes;

@@ -34,6 +34,7 @@ struct assemble {
 static void conn_abandoned(conn *c, unsigned reason);
 static void conn_closed(conn *c);
 static void timer_due(loop_timer *timer);
+static int64_t sound_time(const assemble *a, conn *c, int64_t ts_ns);
 
 const ledger_events assemble_events = {conn_abandoned, conn_closed};
 
@@ -210,7 +211,7 @@ static conn *open_conn(assemble *a, uint32_t slot, uint32_t generation,
     if (c == NULL) {
         return NULL;
     }
-    c->id_len = s->id_len;
+    c->id_len = c->base_len = s->id_len;
     memcpy(c->id, s->id, sizeof(c->id));
     if (atomic_load_explicit(&s->generation, memory_order_acquire) !=
         generation) {
@@ -262,7 +263,8 @@ static bool numbers_are_good(const conn *c) {
     return i == NULL ||
            (atomic_load_explicit(&i->number, memory_order_relaxed) <=
                 MOST_COUNTED &&
-            i->requests <= MOST_COUNTED);
+            i->requests <= MOST_COUNTED &&
+            CAP_INTENT_RENAMES(i->flags) <= CAP_RENAMES_MOST);
 }
 
 /*
@@ -286,8 +288,10 @@ static bool restore_intent(conn *c, const cap_intent *i) {
     c->until_requests = c->adopted->requests;
     c->until_unterminated = c->adopted->unterminated_read != 0;
     c->low_water = c->adopted->low_water;
-    c->resume_byte =
-        c->acked_seq < c->adopted->first_seq ? c->adopted->first_byte : 0;
+    c->resume_byte = c->acked_seq < c->adopted->first_seq &&
+                             !(c->adopted->flags & CAP_INTENT_RENAME)
+                         ? c->adopted->first_byte
+                         : 0;
     return true;
 }
 
@@ -303,6 +307,8 @@ static bool restore(conn *c, const cap_slot *s, uint64_t acked) {
     c->acked_open = (flags & CAP_ACKED_OPEN) != 0;
     c->acked_eom = (flags & CAP_ACKED_EOM) != 0;
     c->waits = (flags & CAP_ACKED_WAITS) != 0;
+    c->keeps = (flags & CAP_ACKED_KEPT) != 0;
+    c->lost = (flags & CAP_ACKED_LOST) != 0;
     c->phase = phase_of(flags);
     c->partition = s->partition;
     c->next_number = s->next_number;
@@ -331,6 +337,9 @@ static const char *adopt_slot(assemble *a, uint32_t slot) {
     c = open_conn(a, slot, generation, &why);
     if (c == NULL) {
         return why != NULL ? why : "out of memory";
+    }
+    if (!conn_rename(c, s->renames)) {
+        return "a slot's connectionId cannot be";
     }
     if (!restore(c, s, acked)) {
         return "out of memory";
@@ -362,6 +371,25 @@ static bool is_done(const assemble *a, const cap_frame *f) {
     return pool_is_old(a->pool, f->seq) &&
            (!e->used || e->generation != f->slot_generation ||
             (e->conn != NULL && f->seq <= e->conn->acked_seq));
+}
+
+/* Of a request that is acknowledged in part, and could be sent again.  False:
+   out of memory. */
+static bool keep(assemble *a, const pool_frame *f) {
+    conn *c = a->slots[f->head.slot].conn;
+    frame_ref *r;
+
+    if (!a->slots[f->head.slot].used || c == NULL || !c->keeps ||
+        c->generation != f->head.slot_generation) {
+        return true;
+    }
+    r = pool_hold(a->pool, f);
+    if (r != NULL) {
+        r->flags &= CONN_FRAME_WORKERS;
+        r->ts_ns = sound_time(a, c, r->ts_ns);
+        conn_keep(c, r);
+    }
+    return r != NULL;
 }
 
 /* Exchanges that the last owner has ended and not counted: those that it was
@@ -656,10 +684,22 @@ static void on_abandon(assemble *a, conn *c, frame_ref *r, bool complete) {
     flush(a, c);
 }
 
+/* Of an exchange of which a part is in doubt for good. */
+static void pass_over(assemble *a, conn *c, frame_ref *r) {
+    r->flags |= CONN_FRAME_LOST;
+    c->lost = c->phase != CONN_IDLE && c->phase != CONN_ENDED;
+    conn_append(c, r);
+    flush(a, c);
+}
+
 static void take(assemble *a, conn *c, frame_ref *r, uint8_t phase) {
     bool complete = c->phase == CONN_COMPLETE || c->phase == CONN_RESPONSE;
 
     c->phase = phase;
+    if (c->lost) {
+        pass_over(a, c, r);
+        return;
+    }
     switch (r->type) {
     case CAP_FRAME_READ:
         on_read(a, c, r);
@@ -698,6 +738,10 @@ enum cap_reason assemble_frame(assemble *a, const pool_frame *f,
     int phase;
 
     if (a->adopting && is_done(a, &f->head)) {
+        if (!keep(a, f)) {
+            *why = "out of memory";
+            return CAP_INTERNAL;
+        }
         return CAP_NONE;
     }
     c = conn_of(a, &f->head, why, &reason);
@@ -752,7 +796,8 @@ static void end_conn(assemble *a, conn *c, enum cap_reason reason) {
         ledger_discard(a->ledger, c);
         return;
     }
-    r->flags = CONN_FRAME_SIDECAR | (counts ? CONN_FRAME_COUNTS : 0);
+    r->flags = CONN_FRAME_SIDECAR | (counts ? CONN_FRAME_COUNTS : 0) |
+               (c->lost ? CONN_FRAME_LOST : 0);
     conn_append(c, r);
     ledger_flush(a->ledger, c);
 }

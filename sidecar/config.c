@@ -103,7 +103,11 @@
       "What the spool may take on the disk.")                                                     \
     X("settle.time", settle_time, TIME, "3s", 0, 10 * MINUTE, NULL,                               \
       "How long the network and the brokers may still hold bytes of a producer that died: "       \
-      "so long is waited before a record in doubt is looked for in the topic.")
+      "so long is waited before a record in doubt is looked for in the topic.")                   \
+    X("settle.unreadable", settle_drop, CHOICE, "resend", 0, 0, "resend|drop",                    \
+      "What becomes of requests that are in doubt where the topic may not be read. resend: they " \
+      "are sent again under another connectionId, and counted maybe_doubled. drop: they are "     \
+      "not, and are lost(maybe_lost).")
 /* clang-format on */
 
 typedef struct {

@@ -74,6 +74,7 @@ typedef struct {
     uint64_t pools_size;    /* bytes of all mapped pools together; 8g */
     int64_t flush_time;     /* default 1s */
     int64_t settle_time;    /* default 3s */
+    int settle_drop;        /* settle.unreadable = drop (else: resend) */
     char *spool_path;       /* NULL: none */
     uint64_t spool_size;    /* default 1g */
     int64_t drain_time;     /* TERM: default 10s */

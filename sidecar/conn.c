@@ -1,11 +1,15 @@
 #include "sidecar/conn.h"
 
+#include <stdio.h>
+#include <string.h>
+
 #include "sidecar/step.h"
 
 /* An observation other than those that end the connection. */
 static bool is_content(const frame_ref *r) {
-    return r->type == CAP_FRAME_READ || r->type == CAP_FRAME_EOM ||
-           r->type == CAP_FRAME_WRITE || r->type == CAP_FRAME_DROP;
+    return !(r->flags & CONN_FRAME_LOST) &&
+           (r->type == CAP_FRAME_READ || r->type == CAP_FRAME_EOM ||
+            r->type == CAP_FRAME_WRITE || r->type == CAP_FRAME_DROP);
 }
 
 static bool is_end(const frame_ref *r) {
@@ -100,6 +104,12 @@ uint64_t conn_acked(const conn *c) {
     if (c->waits) {
         flags |= CAP_ACKED_WAITS;
     }
+    if (c->acked_open && c->keeps) {
+        flags |= CAP_ACKED_KEPT;
+    }
+    if (c->acked_open && c->acked_lost) {
+        flags |= CAP_ACKED_LOST;
+    }
     return CAP_ACKED(c->acked_seq, flags);
 }
 
@@ -115,6 +125,11 @@ static void commit(const conn *c) {
 
 /* The class of the exchange that `r` ends. */
 static unsigned class_of(const conn *c, const frame_ref *r) {
+    if ((r->flags & CONN_FRAME_LOST) && !(r->flags & CONN_FRAME_COUNTS)) {
+        /* without an endOfMessage nothing replays it: then it was dropped */
+        return r->type == CAP_FRAME_DROP && !c->acked_eom ? r->code
+                                                          : CAP_MAYBE_LOST;
+    }
     if (r->type == CAP_FRAME_END) {
         return r->code == CAP_END_COMPLETE ? CAP_ENDING_CAPTURED
                                            : CAP_ENDING_TRUNCATED;
@@ -134,6 +149,7 @@ static void exchange_ended(conn *c, const frame_ref *r) {
     }
     c->acked_open = false;
     c->acked_eom = false;
+    c->keeps = false;
     pool_ending(c->pool, class, 1);
     step(STEP_ENDING);
     commit(c);
@@ -143,15 +159,20 @@ static void exchange_ended(conn *c, const frame_ref *r) {
     step(STEP_ENDED);
 }
 
-static void acknowledge(conn *c, const frame_ref *r) {
+static void acknowledge(conn *c, const frame_ref *r, bool keep) {
     c->acked_seq = r->seq;
     c->acked_end |= is_end(r);
+    c->acked_lost = (r->flags & CONN_FRAME_LOST) != 0;
     switch (r->type) {
     case CAP_FRAME_READ:
         c->acked_open = true;
+        if (r->flags & CAP_FRAME_BEGIN) {
+            c->keeps = keep && !c->acked_lost;
+        }
         break;
     case CAP_FRAME_EOM:
         c->acked_eom = true;
+        c->keeps = false;
         if (r->flags & CAP_FRAME_WAIT) {
             pool_wake(c->pool);
         }
@@ -174,13 +195,13 @@ static void acknowledge(conn *c, const frame_ref *r) {
     }
 }
 
-void conn_acknowledge(conn *c) {
+void conn_acknowledge(conn *c, bool keep) {
     for (const frame_ref *r = c->head; r != c->send; r = r->next) {
-        acknowledge(c, r);
+        acknowledge(c, r, keep);
     }
     while (c->send != NULL && !is_content(c->send) &&
            (!is_end(c->send) || !conn_needs_record(c))) {
-        acknowledge(c, c->send);
+        acknowledge(c, c->send, keep);
         conn_advance(c);
     }
     c->acked_requests = c->sent_requests;
@@ -188,12 +209,45 @@ void conn_acknowledge(conn *c) {
     commit(c);
 }
 
+static void release_kept(conn *c) {
+    frame_ref *r;
+
+    while ((r = c->kept) != NULL) {
+        c->kept = r->next;
+        pool_release(c->pool, r);
+    }
+    c->kept_tail = NULL;
+}
+
+void conn_keep(conn *c, frame_ref *r) {
+    if (r->flags & CAP_FRAME_BEGIN) {
+        release_kept(c); /* of an exchange before */
+    } else if (c->kept == NULL) {
+        pool_release(c->pool, r);
+        return;
+    }
+    r->next = NULL;
+    if (c->kept_tail == NULL) {
+        c->kept = r;
+    } else {
+        c->kept_tail->next = r;
+    }
+    c->kept_tail = r;
+}
+
 void conn_release(conn *c) {
     frame_ref *r;
 
+    if (!c->keeps) {
+        release_kept(c);
+    }
     while ((r = c->head) != c->send) {
         c->head = r->next;
-        pool_release(c->pool, r);
+        if (c->keeps) {
+            conn_keep(c, r);
+        } else {
+            pool_release(c->pool, r);
+        }
     }
     if (c->head == NULL) {
         c->tail = NULL;
@@ -266,7 +320,7 @@ void conn_rewind(conn *c, uint32_t byte) {
 }
 
 static void skip_frame(conn *c) {
-    switch (c->send->type) {
+    switch (is_content(c->send) ? c->send->type : CAP_FRAME_PAD) {
     case CAP_FRAME_READ:
         c->sent_unterminated = true;
         break;
@@ -300,6 +354,123 @@ void conn_skip(conn *c) {
             c->begin = NULL;
         }
     }
+}
+
+/* ---- another name ---- */
+
+/*
+ * An exchange goes again from its first byte or not at all; with it all that
+ * comes after it.  Of an answer to a request that is acknowledged there is no
+ * first byte.
+ */
+conn_plan conn_plan_rename(const conn *c, bool again) {
+    conn_plan plan = {0};
+    uint64_t begin = c->keeps && c->kept != NULL ? c->kept->seq : 0;
+
+    for (const frame_ref *r = c->head; r != NULL && r->seq <= c->until_seq;
+         r = r->next) {
+        switch (r->type) {
+        case CAP_FRAME_READ:
+            begin = r->flags & CAP_FRAME_BEGIN ? r->seq : begin;
+            break;
+        case CAP_FRAME_EOM:
+            if (again && begin != 0) {
+                plan.from_seq = plan.from_seq != 0 ? plan.from_seq : begin;
+                plan.doubled++;
+            }
+            begin = 0;
+            break;
+        case CAP_FRAME_DROP:
+            begin = 0;
+            break;
+        default:
+            break;
+        }
+    }
+    if (plan.from_seq == 0) {
+        plan.from_seq = begin != 0 ? begin : c->until_seq + 1;
+    }
+    return plan;
+}
+
+static int next_id(const conn *c, uint32_t renames, char *id, size_t size) {
+    return snprintf(id, size, "%.*s.%u", (int)c->base_len, c->id,
+                    (unsigned)renames);
+}
+
+bool conn_can_rename(const conn *c) {
+    char id[CAP_ID_SIZE + 12];
+
+    return c->renames < CAP_RENAMES_MOST &&
+           next_id(c, c->renames + 1, id, sizeof(id)) <= (int)CAP_ID_SIZE;
+}
+
+bool conn_rename(conn *c, uint32_t renames) {
+    char id[CAP_ID_SIZE + 12];
+    int len = renames > 0 ? next_id(c, renames, id, sizeof(id)) : c->base_len;
+
+    if (renames > CAP_RENAMES_MOST || len > (int)CAP_ID_SIZE) {
+        return false;
+    }
+    if (renames > 0) {
+        memcpy(c->id, id, (size_t)len);
+    }
+    c->renames = renames;
+    c->id_len = (uint8_t)len;
+    return true;
+}
+
+/* What was kept is unacknowledged again. */
+static void put_back(conn *c, uint64_t from_seq) {
+    if (c->kept == NULL || c->kept->seq != from_seq) {
+        release_kept(c);
+        return;
+    }
+    c->kept_tail->next = c->head;
+    c->head = c->kept;
+    c->tail = c->tail == NULL ? c->kept_tail : c->tail;
+    c->kept = c->kept_tail = NULL;
+    c->acked_seq = from_seq - 1;
+    c->acked_open = false;
+}
+
+/* Marks what is passed over; finds what of the open exchange is unsent. */
+static void sort_out(conn *c, uint64_t from_seq) {
+    bool lost = c->acked_open;
+
+    c->begin = c->eom = NULL;
+    for (frame_ref *r = c->head; r != NULL; r = r->next) {
+        if (r->type == CAP_FRAME_READ && (r->flags & CAP_FRAME_BEGIN)) {
+            lost = r->seq < from_seq;
+            c->begin = lost ? NULL : r;
+        }
+        if (lost || r->seq < from_seq) {
+            r->flags |= CONN_FRAME_LOST;
+        } else if (r->type == CAP_FRAME_EOM) {
+            c->eom = r;
+        } else if (r->type == CAP_FRAME_DROP && c->eom != NULL) {
+            c->eom->type = CAP_FRAME_PAD; /* now it can be taken back */
+        }
+        if (r->type == CAP_FRAME_END || r->type == CAP_FRAME_DROP ||
+            r->type == CAP_FRAME_ABANDON) {
+            c->begin = c->eom = NULL;
+            lost = false;
+        }
+    }
+    c->lost = lost && c->phase != CONN_IDLE && c->phase != CONN_ENDED;
+}
+
+void conn_restart(conn *c, uint64_t from_seq) {
+    put_back(c, from_seq);
+    sort_out(c, from_seq);
+    c->keeps = false;
+    c->until_seq = 0;
+    c->next_number = 1;
+    c->partition = -1;
+    c->low_water = -1;
+    c->acked_requests = 0;
+    c->acked_unterminated = false;
+    conn_rewind(c, 0);
 }
 
 /* The classes of exchanges that begin from `r` on; `open`: one did before. */
@@ -411,6 +582,7 @@ void conn_cut_all(conn *c, unsigned reason, unsigned with_eom) {
 void conn_forget(conn *c) {
     frame_ref *next;
 
+    release_kept(c);
     for (frame_ref *r = c->head; r != NULL; r = next) {
         next = r->next;
         pool_release(c->pool, r);

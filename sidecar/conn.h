@@ -25,6 +25,7 @@
 #include "sidecar/pool.h"
 
 /* frame_ref.flags, beyond the worker's own (wire/frame.h) */
+#define CONN_FRAME_LOST 0x04    /* of an exchange that is passed over */
 #define CONN_FRAME_CUT 0x10     /* began an exchange that was taken out */
 #define CONN_FRAME_COUNTS 0x20  /* ends an exchange that was taken out */
 #define CONN_FRAME_FLUSH 0x40   /* the queue is due up to here */
@@ -52,16 +53,20 @@ typedef struct conn {
     uint32_t slot;
     uint32_t generation;
     uint8_t id_len;
+    uint8_t base_len; /* of it, as the worker has made it */
     char id[CAP_ID_SIZE];
+    uint32_t renames;
 
     /* read */
     uint8_t phase; /* enum conn_phase */
     bool waits;    /* had a waited request: ends do not flush */
+    bool lost;     /* the open exchange is passed over to its end */
     int64_t last_ts_ns;
     int64_t opened_ns, begin_ns, eom_ns; /* for metrics; 0: not known */
     frame_ref *begin; /* the open exchange's first frame while unsent */
     frame_ref *eom;   /* its endOfMessage while unsent */
 
+    frame_ref *kept, *kept_tail; /* acknowledged, of the open exchange */
     frame_ref *head, *tail, *send;
     uint32_t send_byte;
     uint32_t unsent;      /* observations, the connection's end not counted */
@@ -77,6 +82,8 @@ typedef struct conn {
     bool acked_open;    /* an exchange has begun and not ended */
     bool acked_eom;     /* and its endOfMessage is acknowledged */
     bool acked_end;     /* the connection's end is */
+    bool acked_lost;    /* the open exchange is passed over */
+    bool keeps;         /* its frames do not go back before its endOfMessage */
     uint64_t acked_seq; /* of the last frame that is */
     uint32_t acked_requests;
     bool acked_unterminated;
@@ -136,9 +143,14 @@ void conn_advance(conn *c);
  * needs no record: exchanges take their class.  The frames stay until
  * conn_release, so that the caller can first write down what is
  * acknowledged.  Only while no record of the connection is unacknowledged.
+ * `keep`: frames of a request that begins here stay until its endOfMessage is
+ * acknowledged, so that it could be sent again whole.
  */
-void conn_acknowledge(conn *c);
+void conn_acknowledge(conn *c, bool keep);
 void conn_release(conn *c);
+
+/* Another owner of the pool has kept this frame. */
+void conn_keep(conn *c, frame_ref *r);
 
 /*
  * Takes the open exchange out of the queue, where nothing of it is in a
@@ -162,6 +174,31 @@ static inline bool conn_at_until(const conn *c) {
              c->send_byte > 0));
 }
 
+/*
+ * A record is in doubt for good: what of it can be told apart by what comes
+ * next.  `again`: requests whose endOfMessage is in that record are sent again
+ * and may be there twice; else they are passed over.
+ */
+typedef struct {
+    uint64_t from_seq; /* the first frame that goes on */
+    unsigned doubled;  /* requests that may be there twice then */
+} conn_plan;
+
+conn_plan conn_plan_rename(const conn *c, bool again);
+
+/* Whether there is room for another name. */
+bool conn_can_rename(const conn *c);
+
+/* The id is the `renames`-th one that the worker's leads to; false: it cannot
+   be. */
+bool conn_rename(conn *c, uint32_t renames);
+
+/*
+ * Begins anew, as if no record had been: with frame from_seq, after those of
+ * exchanges that are passed over.  They need conn_acknowledge.
+ */
+void conn_restart(conn *c, uint64_t from_seq);
+
 /* What cap_slot.acked says of it. */
 uint64_t conn_acked(const conn *c);
 
@@ -175,7 +212,7 @@ void conn_cut_unsent(conn *c, unsigned reason);
    `reason`, or as `with_eom` when its endOfMessage is acknowledged. */
 void conn_cut_all(conn *c, unsigned reason, unsigned with_eom);
 
-/* Takes out everything and counts nothing. */
+/* Takes out everything and counts nothing; also what is kept. */
 void conn_forget(conn *c);
 
 #endif

@@ -102,6 +102,9 @@ static bool put_end(conn *c, record_writer *w) {
 }
 
 static bool put(conn *c, record_writer *w, bool *last) {
+    if (c->send->flags & CONN_FRAME_LOST) {
+        return true;
+    }
     switch (c->send->type) {
     case CAP_FRAME_READ:
     case CAP_FRAME_WRITE:

@@ -56,6 +56,10 @@ void kafka_reload(kafka *k);
 bool kafka_ready(const kafka *k);
 const char *kafka_not_ready_why(const kafka *k); /* "" when ready */
 
+/* Whether the topic may be read, as far as is known: brokers without
+   authorisation, and old ones, tell nothing. */
+bool kafka_readable(const kafka *k);
+
 /* Largest value that the topic takes, at most config's record_size. */
 size_t kafka_record_limit(const kafka *k);
 

@@ -81,6 +81,7 @@ typedef struct {
     size_t max_message; /* the topic's max.message.bytes, or 0: unknown */
     bool configs_noted; /* said that they cannot be read */
     bool isr_warned;
+    bool unreadable; /* the brokers have said so */
 } kafka_topic;
 
 /* A record that librdkafka does not have yet. */
@@ -197,6 +198,9 @@ void kafka_topic_free(kafka *k);
 /* A record's failure says that the topic is not what it was: not ready until
    it has been looked at again, which is done soon. */
 void kafka_topic_suspect(kafka *k, kafka_why why, const char *text);
+
+/* Whether the topic may be read; a line is logged when that changes. */
+void kafka_topic_readable(kafka *k, bool readable);
 
 /* Not ready from now on.  Logs when `why` is new, else at most once a minute. */
 void kafka_topic_not_ready(kafka *k, kafka_why why, const char *format, ...)

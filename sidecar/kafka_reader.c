@@ -80,6 +80,8 @@ void kafka_reader_stop(kafka_reader *r, int32_t partition) {
 }
 
 static void failed(kafka_reader *r, const rd_kafka_message_t *m) {
+    if (m->err == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED)
+        kafka_topic_readable(r->k, false);
     kafka_reader_stop(r, m->partition);
     r->cb(r->owner, m->partition, KAFKA_READ_FAILED, -1, NULL, 0,
           rd_kafka_err2str(m->err));

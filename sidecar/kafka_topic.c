@@ -52,6 +52,10 @@ size_t kafka_record_limit(const kafka *k) {
     return limit < most ? limit : most;
 }
 
+bool kafka_readable(const kafka *k) {
+    return !k->topic.unreadable;
+}
+
 int64_t kafka_known_end(const kafka *k, int32_t partition) {
     return partition >= 0 && partition < k->topic.partitions
                ? k->topic.ends[partition]
@@ -252,16 +256,42 @@ static void topic_error(kafka *k, const rd_kafka_error_t *error) {
     look_later(k);
 }
 
-/* Brokers without authorisation, and old ones, tell nothing: that is fine. */
-static bool may_write(const rd_kafka_TopicDescription_t *topic) {
+/* Brokers without authorisation, and old ones, tell nothing: *told. */
+static bool may(const rd_kafka_TopicDescription_t *topic,
+                rd_kafka_AclOperation_t operation, bool *told) {
     size_t n;
     const rd_kafka_AclOperation_t *allowed =
         rd_kafka_TopicDescription_authorized_operations(topic, &n);
-    for (size_t i = 0; i < n; i++)
-        if (allowed[i] == RD_KAFKA_ACL_OPERATION_WRITE ||
-            allowed[i] == RD_KAFKA_ACL_OPERATION_ALL)
+    *told = allowed != NULL && n > 0;
+    for (size_t i = 0; *told && i < n; i++)
+        if (allowed[i] == operation || allowed[i] == RD_KAFKA_ACL_OPERATION_ALL)
             return true;
-    return allowed == NULL || n == 0;
+    return !*told;
+}
+
+static bool may_write(const rd_kafka_TopicDescription_t *topic) {
+    bool told;
+    return may(topic, RD_KAFKA_ACL_OPERATION_WRITE, &told);
+}
+
+void kafka_topic_readable(kafka *k, bool readable) {
+    kafka_topic *t = &k->topic;
+    if (t->unreadable != readable)
+        return;
+    t->unreadable = !readable;
+    metrics_cell[METRIC_KAFKA_READABLE] = readable;
+    log_info(readable ? "topic %s may be read: records in doubt are looked for"
+                      : "topic %s may not be read: a record in doubt cannot be "
+                        "looked for (settle.unreadable says what becomes of "
+                        "it), and requests stay in memory or spool until "
+                        "their end is acknowledged",
+             k->c->topic);
+}
+
+static void check_reading(kafka *k, const rd_kafka_TopicDescription_t *topic) {
+    bool told, readable = may(topic, RD_KAFKA_ACL_OPERATION_READ, &told);
+    if (told)
+        kafka_topic_readable(k, readable);
 }
 
 /* Offsets of another topic of that name say nothing of this one. */
@@ -338,6 +368,7 @@ static void described(kafka *k, rd_kafka_event_t *event) {
     t->missing = false;
     t->described = (int32_t)partitions;
     check_identity(k, topics[0]);
+    check_reading(k, topics[0]);
     if (!may_write(topics[0])) {
         kafka_topic_not_ready(
             k, WHY_FORBIDDEN,
@@ -535,6 +566,7 @@ void kafka_topic_event(kafka *k, rd_kafka_event_t *event) {
 void kafka_topic_init(kafka *k) {
     k->topic.timer.due = on_timer;
     k->topic.why = WHY_STARTING;
+    metrics_cell[METRIC_KAFKA_READABLE] = 1;
     snprintf(k->topic.why_text, sizeof(k->topic.why_text),
              "Kafka has not answered yet");
 }

@@ -54,6 +54,7 @@ struct ledger {
     buffer *buffers[BUFFER_CLASSES];
     size_t kept;
     bool stopping;
+    bool resend; /* settle.unreadable */
     log_limiter log_retry, log_rejected, log_doubt, log_export, log_internal;
 };
 
@@ -84,6 +85,7 @@ ledger *ledger_new(const config *c, loop *loop, const ledger_events *ev) {
     l->events = ev;
     l->record_size = c->record_size;
     l->inflight_size = c->inflight_size;
+    l->resend = c->settle_drop == 0;
     metrics_cell[METRIC_INFLIGHT_LIMIT] = c->inflight_size;
     TAILQ_INIT(&l->due);
     if (c->export_path != NULL) {
@@ -197,6 +199,11 @@ static void close_conn(ledger *l, conn *c) {
     l->events->closed(c);
 }
 
+/* What could not be looked for must be there to be sent again. */
+static void acknowledge(ledger *l, conn *c) {
+    conn_acknowledge(c, l->kafka != NULL && !kafka_readable(l->kafka));
+}
+
 /* What a successor needs to go on with the connection (wire/layout.h). */
 static void show_slot(const conn *c) {
     cap_slot *s;
@@ -229,7 +236,7 @@ void ledger_settle(ledger *l, conn *c) {
     if (c->record != NULL || c->held) {
         return;
     }
-    conn_acknowledge(c);
+    acknowledge(l, c);
     go_on(l, c);
 }
 
@@ -435,7 +442,7 @@ static void confirmed(ledger *l, conn *c, uint32_t number, int64_t offset) {
         s->last_offset = offset;
         step(STEP_LAST_OFFSET);
     }
-    conn_acknowledge(c);
+    acknowledge(l, c);
     step(STEP_ACKNOWLEDGED);
     show_slot(c);
     intent_done(c);
@@ -510,6 +517,74 @@ static void in_doubt(ledger *l, ledger_record *r, const char *why) {
     look_for(l, c);
 }
 
+/* ---- doubt for good: another name ---- */
+
+/* What becomes of the queue, for a successor too: from the last store on there
+   is no way back. */
+static void write_plan(const conn *c, const conn_plan *plan) {
+    cap_intent *i = cap_intent_at(c->pool->header, &c->pool->geometry, c->slot);
+
+    if (!pool_owned(c->pool)) {
+        return;
+    }
+    pool_doubling(c->pool, plan->doubled);
+    step(STEP_RENAME_DOUBLING);
+    i->from_seq = plan->from_seq;
+    step(STEP_RENAME_FROM);
+    i->flags = CAP_INTENT_RENAMED(c->renames + 1);
+    step(STEP_RENAME);
+}
+
+static void rename_slot(const conn *c) {
+    cap_slot *s = cap_slot_at(c->pool->header, &c->pool->geometry, c->slot);
+
+    if (!pool_owned(c->pool)) {
+        return;
+    }
+    s->renames = c->renames;
+    s->last_offset = -1;
+    step(STEP_RENAME_SLOT);
+    pool_doubled(c->pool);
+    step(STEP_RENAME_DOUBLED);
+}
+
+/* All of it can be done again, until the intent is gone. */
+static void carry_out(ledger *l, conn *c, uint64_t from_seq, uint32_t renames) {
+    if (!conn_rename(c, renames)) {
+        abandon(l, c, CAP_MAYBE_LOST, CAP_MAYBE_LOST, false);
+        return;
+    }
+    rename_slot(c);
+    conn_restart(c, from_seq);
+    metrics_cell[METRIC_CONNECTIONS_RENAMED]++;
+    acknowledge(l, c);
+    step(STEP_ACKNOWLEDGED);
+    show_slot(c);
+    intent_done(c);
+    conn_mark(c);
+    go_on(l, c);
+}
+
+static void unreadable(ledger *l, conn *c) {
+    bool renames = !c->slot_returned && conn_can_rename(c);
+    conn_plan plan = {0};
+
+    if (renames) {
+        plan = conn_plan_rename(c, l->resend);
+    }
+    log_limited(&l->log_doubt, LOG_LEVEL_ERROR,
+                "record %" PRIu32 " of %.*s stays in doubt, since its "
+                "partition cannot be read; the connectionId is abandoned, and "
+                "%u of its requests may be doubled",
+                c->next_number, (int)c->id_len, c->id, plan.doubled);
+    if (!renames) {
+        abandon(l, c, CAP_MAYBE_LOST, CAP_MAYBE_LOST, false);
+        return;
+    }
+    write_plan(c, &plan);
+    carry_out(l, c, plan.from_seq, c->renames + 1);
+}
+
 /* The queue passes over a record that is in the topic. */
 static void skip_record(conn *c) {
     conn_skip(c);
@@ -531,11 +606,7 @@ static void settled(void *owner, conn *c, settle_verdict verdict,
         ledger_flush(l, c);
         break;
     case SETTLE_UNREADABLE:
-        log_limited(&l->log_doubt, LOG_LEVEL_ERROR,
-                    "record %" PRIu32 " of %.*s stays in doubt, since its "
-                    "partition cannot be read; the connectionId is abandoned",
-                    c->next_number, (int)c->id_len, c->id);
-        abandon(l, c, CAP_MAYBE_LOST, CAP_MAYBE_LOST, false);
+        unreadable(l, c);
         break;
     }
 }
@@ -550,7 +621,10 @@ void ledger_resume(ledger *l, conn *c) {
         ledger_flush(l, c);
         return;
     }
-    if (atomic_load_explicit(&i->acked, memory_order_relaxed)) {
+    if (i->flags & CAP_INTENT_RENAME) {
+        c->held = false;
+        carry_out(l, c, i->from_seq, CAP_INTENT_RENAMES(i->flags));
+    } else if (atomic_load_explicit(&i->acked, memory_order_relaxed)) {
         c->held = false;
         skip_record(c);
         conn_mark(c);

@@ -14,8 +14,10 @@
  *   in doubt        it is looked for in the topic (settle.h), and until then
  *                   nothing more of the connection is sent.  Found: as acked.
  *                   Absent: the same span again under the same number.  Where
- *                   the topic cannot be read the connection is abandoned:
- *                   lost(maybe_lost)
+ *                   the topic cannot be read the connectionId is given up, and
+ *                   the connection goes on under another one: what of it is
+ *                   sent again, and may be doubled, or is lost(maybe_lost), is
+ *                   conn_plan_rename's to say
  *
  * Without a broker in the configuration the file export is the destination:
  * a record that is written there is acknowledged.

@@ -87,6 +87,7 @@ static void add_pool(const pool *p, metrics_exchanges *to) {
     to->seen += atomic_load_explicit(&w->seen, memory_order_relaxed);
     to->captured += p->count.captured;
     to->truncated += p->count.truncated;
+    to->doubled += p->count.doubled;
     to->pending += p->count.open;
     if (handed > p->count.taken) {
         to->pending += handed - p->count.taken;
@@ -143,6 +144,7 @@ static void retire_pool(links *ls, const pool *p, enum cap_reason reason) {
     ls->retired.seen += parts;
     ls->retired.captured += last.captured;
     ls->retired.truncated += last.truncated;
+    ls->retired.doubled += last.doubled;
 }
 
 /* Of a frame's time, in ms; 0 where there is none. */

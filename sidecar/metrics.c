@@ -67,6 +67,9 @@ static const description captured = {
 static const description truncated = {
     "exchanges_truncated_total", "counter",
     "of the captured: cut short by the client or the source"};
+static const description doubled = {
+    "exchanges_maybe_doubled_total", "counter",
+    "times that a request was sent again although it may be in the topic"};
 static const description filtered = {"exchanges_filtered_total", "counter",
                                      "exchanges never to be replayed, by rule"};
 static const description lost = {
@@ -204,6 +207,7 @@ void metrics_write(FILE *out) {
     value(out, &seen, e.seen);
     value(out, &captured, e.captured);
     value(out, &truncated, e.truncated);
+    value(out, &doubled, e.doubled);
     by_reason(out, &filtered, CAP_CLASS_FILTERED, &e);
     by_reason(out, &lost, CAP_CLASS_LOST, &e);
     value(out, &pending, e.pending);
@@ -253,6 +257,7 @@ void metrics_docs(FILE *out) {
     document(out, &seen, "");
     document(out, &captured, "");
     document(out, &truncated, "");
+    document(out, &doubled, "");
     document(out, &filtered, "{reason}");
     document(out, &lost, "{reason}");
     document(out, &pending, "");

@@ -29,6 +29,9 @@
       "connectionIds that were opened")                                        \
     X(CONNECTIONS_ABANDONED, "connections_abandoned_total", counter,           \
       "connectionIds that were given up because something of them was lost")   \
+    X(CONNECTIONS_RENAMED, "connections_renamed_total", counter,               \
+      "connectionIds that were given up for a record that stays in doubt: "    \
+      "their connections went on under others")                                \
     X(BYTES_READ, "request_bytes_total", counter, "bytes of requests")         \
     X(BYTES_WRITTEN, "response_bytes_total", counter, "bytes of responses")    \
     X(POOLS_ADOPTED, "pools_adopted_total", counter,                           \
@@ -81,6 +84,9 @@
       "connectionIds that have a record to send and no room for it")           \
     X(KAFKA_READY, "kafka_ready", gauge,                                       \
       "1 when the topic can be written; it stays so while brokers are away")   \
+    X(KAFKA_READABLE, "kafka_topic_readable", gauge,                           \
+      "0 when the topic may not be read: what is in doubt cannot be looked "   \
+      "for")                                                                   \
     X(KAFKA_REACHABLE, "kafka_reachable", gauge,                               \
       "0 when no broker has answered since all of them were found down")       \
     X(CERTIFICATE_EXPIRY, "kafka_certificate_expiry_timestamp_seconds", gauge, \
@@ -156,7 +162,7 @@ void metrics_observe(enum histogram h, uint64_t value);
 
 /* Sum of all pools' exchange counters, linked and retired. */
 typedef struct {
-    uint64_t seen, captured, truncated, pending;
+    uint64_t seen, captured, truncated, doubled, pending;
     uint64_t reason[CAP_REASON_CELLS];
     uint64_t wait[CAP_WAIT_CELLS];
     uint64_t waited[CAP_WAITED_CELLS];

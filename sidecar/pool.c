@@ -206,6 +206,7 @@ static void adopt_counters(pool *p) {
         atomic_load_explicit(&s->truncated, memory_order_relaxed);
     p->count.records = atomic_load_explicit(&s->records, memory_order_relaxed);
     p->count.bytes = atomic_load_explicit(&s->bytes, memory_order_relaxed);
+    p->count.doubled = atomic_load_explicit(&s->doubled, memory_order_relaxed);
     p->count.taken = p->count.captured;
     for (int i = 0; i < CAP_REASON_CELLS; i++) {
         p->count.reason[i] =
@@ -800,6 +801,17 @@ void pool_count_missing(pool *p, unsigned class, uint64_t n) {
 void pool_ending(pool *p, unsigned class, uint64_t n) {
     atomic_store_explicit(&p->header->sidecar.ending, CAP_ENDING(class, n),
                           memory_order_release);
+}
+
+void pool_doubling(pool *p, uint64_t n) {
+    atomic_store_explicit(&p->header->sidecar.doubled_next,
+                          p->count.doubled + n, memory_order_relaxed);
+}
+
+void pool_doubled(pool *p) {
+    p->count.doubled = atomic_load_explicit(&p->header->sidecar.doubled_next,
+                                            memory_order_relaxed);
+    SHOW(p, doubled);
 }
 
 void pool_count_record(pool *p, uint64_t bytes) {

@@ -80,7 +80,7 @@ TAILQ_HEAD(pool_block_list, pool_block);
 
 /* The sidecar's own exchange counters; the pool shows a copy of them. */
 typedef struct {
-    uint64_t taken, captured, truncated, open, records, bytes;
+    uint64_t taken, captured, truncated, open, records, bytes, doubled;
     uint64_t reason[CAP_REASON_CELLS];
 } pool_counters;
 
@@ -236,5 +236,9 @@ void pool_count_class(pool *p, unsigned class);
 /* Shows what n exchanges are about to be counted as; class 0: nothing. */
 void pool_ending(pool *p, unsigned class, uint64_t n);
 void pool_count_record(pool *p, uint64_t bytes);
+/* `n` requests are going to be sent again that may be there; then they are
+   counted, once, also by a successor. */
+void pool_doubling(pool *p, uint64_t n);
+void pool_doubled(pool *p);
 
 #endif

@@ -333,6 +333,10 @@ static void send_barrier(partition *p) {
     barrier *b = &p->barrier;
     size_t len;
 
+    if (kafka_ready(s->kafka) && !kafka_readable(s->kafka)) {
+        round_over(p, false);
+        return;
+    }
     b->kind = KAFKA_OF_SETTLE;
     b->partition = p;
     len = encode_barrier(s, b);

@@ -54,7 +54,12 @@
     X(BARRIER, "its barrier is handed to Kafka")                               \
     X(BARRIER_ACKED, "and acknowledged")                                       \
     X(READ, "a record was read")                                               \
-    X(VERDICT, "it is known of one record whether it is there")
+    X(VERDICT, "it is known of one record whether it is there")                \
+    X(RENAME_DOUBLING, "what will be counted as doubled")                      \
+    X(RENAME_FROM, "the intent says with what the next connectionId begins")   \
+    X(RENAME, "and that there will be one")                                    \
+    X(RENAME_SLOT, "the slot has it")                                          \
+    X(RENAME_DOUBLED, "what may be doubled is counted")
 
 enum step {
 #define X(name, what) STEP_##name,

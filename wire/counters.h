@@ -186,7 +186,11 @@ typedef struct {
     /* exchanges that are ending just now, so that a successor can count them:
        CAP_ENDING; 0: none */
     _Atomic uint64_t ending;
-    uint64_t spare[9];
+    /* requests that were sent again although they may be in the topic, and what
+       that will be when the renaming that has begun is done */
+    _Atomic uint64_t doubled;
+    _Atomic uint64_t doubled_next;
+    uint64_t spare[7];
     _Atomic uint64_t reason[CAP_REASON_CELLS];
 } cap_sidecar_counters;
 

@@ -22,6 +22,12 @@
  * from offered_tail on.  A frame that its slot calls acknowledged is passed
  * over, and so is one whose slot has another generation.
  *
+ * Renaming: a connectionId whose record is in doubt for good is given up, and
+ * its slot goes on under another one, with no record of its own yet; the worker
+ * need not notice.  What goes on is written into the intent of that record
+ * (CAP_INTENT_RENAME) before the slot changes, so that a successor does all of
+ * it again.
+ *
  * Neither side trusts the other: geometry is copied and checked once
  * (cap_layout_check), indexes and lengths at every use.  All indexes run
  * freely and are masked at use.
@@ -36,7 +42,7 @@
 #include "wire/counters.h"
 
 #define CAP_MAGIC 0x6c6f6f7070616331ull /* "1cappool" */
-#define CAP_WIRE_VERSION 2u
+#define CAP_WIRE_VERSION 3u
 
 #define CAP_BLOCK_SIZE 65536u
 #define CAP_BLOCK_HEADER 64u
@@ -45,8 +51,9 @@
 #define CAP_MAX_BLOCKS 262144u /* 16 GiB */
 #define CAP_MAX_SLOTS 131072u
 
-#define CAP_ID_SIZE 52u      /* connectionId, not terminated */
-#define CAP_NODE_ID_SIZE 36u /* a UUID's text */
+#define CAP_ID_SIZE 52u       /* connectionId, not terminated */
+#define CAP_RENAMES_MOST 999u /* of a slot's connectionId: four bytes of that */
+#define CAP_NODE_ID_SIZE 36u  /* a UUID's text */
 
 /* The worker took back a pool that nobody had taken over yet: what is in it has
    been counted, and a sidecar that finds it late leaves it alone. */
@@ -135,7 +142,7 @@ typedef struct {
     uint32_t next_number;
     uint32_t requests; /* endOfMessage in acknowledged records */
     uint32_t unterminated_read;
-    uint32_t spare;
+    uint32_t renames; /* 0: `id` is the connectionId; else with .N behind it */
     int64_t last_offset; /* of its last acknowledged record; -1 unknown */
     uint64_t taken_seq;  /* the worker's: frames of it are later than this */
     uint64_t spare2[5];
@@ -146,6 +153,11 @@ typedef struct {
 #define CAP_ACKED_EOM 2u   /* and its endOfMessage is among it */
 #define CAP_ACKED_END 4u   /* the connection's end is */
 #define CAP_ACKED_WAITS 8u /* a request of it has waited */
+/* of an open exchange without its endOfMessage: none of its frames has gone
+   back, so that it can be sent again whole */
+#define CAP_ACKED_KEPT 16u
+/* of an open exchange: it is passed over, and will be lost(maybe_lost) */
+#define CAP_ACKED_LOST 32u
 
 #define CAP_ACKED(seq, flags) ((uint64_t)(seq) << 8 | (flags))
 #define CAP_ACKED_SEQ(a) ((uint64_t)(a) >> 8)
@@ -162,7 +174,7 @@ typedef struct {
     _Atomic uint32_t number;
     uint32_t slot_generation;
     int32_t partition;
-    uint32_t flags;
+    uint32_t flags;    /* CAP_INTENT_RENAME, or 0 */
     int64_t low_water; /* the partition's highest known offset at produce */
     uint64_t first_seq;
     uint64_t last_seq;
@@ -172,8 +184,16 @@ typedef struct {
     _Atomic uint32_t acked;
     uint32_t requests; /* endOfMessage in all records, this one included */
     uint32_t unterminated_read; /* after this one */
-    uint64_t spare;
+    /* CAP_INTENT_RENAME: the first frame that goes on; what is before it and
+       not acknowledged is passed over */
+    uint64_t from_seq;
 } cap_intent;
+
+/* flags: the connectionId is being given up, and is the slot's renames-th then */
+#define CAP_INTENT_RENAME 1u
+#define CAP_INTENT_RENAMED(renames)                                            \
+    ((uint32_t)(renames) << 1 | CAP_INTENT_RENAME)
+#define CAP_INTENT_RENAMES(flags) ((flags) >> 1)
 
 _Static_assert(sizeof(cap_intent) == 72,
                "an intent's size is part of the wire");

@@ -22,6 +22,7 @@ class Counts:
     captured: int = 0
     pending: int = 0
     truncated: int = 0
+    maybe_doubled: int = 0
     filtered: dict = field(default_factory=dict)
     lost: dict = field(default_factory=dict)
 
@@ -46,13 +47,16 @@ class Counts:
             return {k: v for k, v in reasons.items() if v}
         return (f"seen {self.seen} = captured {self.captured} + filtered "
                 f"{of(self.filtered)} + lost {of(self.lost)} + pending "
-                f"{self.pending}")
+                f"{self.pending}"
+                + (f", maybe doubled {self.maybe_doubled}"
+                   if self.maybe_doubled else ""))
 
 
 def of_status(status):
     total = status["total"]
     return Counts(**{name: total[name] for name in (
-        "seen", "captured", "pending", "truncated", "filtered", "lost")})
+        "seen", "captured", "pending", "truncated", "maybe_doubled", "filtered",
+        "lost")})
 
 
 def of_metrics(address):

@@ -96,17 +96,19 @@ def id_of(request):
 
 def _exchanges(verdict, result, asked):
     """The ids that are in the topic as requests that will be replayed."""
-    there = set()
+    there = {}
     for e in result.exchanges:
         id = id_of(e.request)
         if id not in asked:
             verdict.unknown.append(f"{id}: {e.request[:80]!r}")
-        elif id in there:
-            verdict.doubled.append(id)
         else:
-            there.add(id)
-            _compare(verdict, e, asked[id])
-    return there
+            there.setdefault(id, []).append(e)
+    for id, copies in there.items():
+        verdict.doubled += [id] * (len(copies) - 1)
+        # of one that is there twice, one may have been cut off where it was in doubt
+        copies.sort(key=lambda e: bool(response_problem(e)))
+        _compare(verdict, copies[0], asked[id])
+    return set(there)
 
 
 def _compare(verdict, e, asked):
@@ -153,7 +155,8 @@ def _order(verdict, result, asked):
     place = {id: i for i, id in enumerate(asked)}
     spans = {}
     for connection, exchanges in result.by_connection().items():
-        ids = [i for i in (id_of(e.request) for e in exchanges) if i in asked]
+        ids = [i for i in (id_of(e.request) for e in exchanges)
+               if i in asked and i not in verdict.doubled]
         if not ids:
             continue
         clients = {(a.raw.split(b" ")[1].rsplit(b"/", 1)[0])
@@ -206,6 +209,8 @@ def disagreements(verdict, counts, there):
          counts.absent(), lost + vague),
         ("filtered", refused, filtered, refused + lost + vague),
         ("lost(response)", response, cut, response + counts.truncated + doubt),
+        ("maybe_doubled", len(verdict.doubled), counts.maybe_doubled,
+         counts.maybe_doubled),
     ]
     found = [f"{name}: {least} <= {value} <= {most} is false ({counts})"
              for name, least, value, most in rules

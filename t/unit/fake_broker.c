@@ -43,7 +43,7 @@ static struct {
     kafka_read_cb read;
     void *read_owner;
     size_t limit;
-    bool ready, blind;
+    bool ready, blind, known_blind;
     unsigned (*dice)(unsigned n);
 } broker;
 
@@ -173,6 +173,11 @@ bool kafka_ready(const kafka *k) {
 const char *kafka_not_ready_why(const kafka *k) {
     (void)k;
     return "";
+}
+
+bool kafka_readable(const kafka *k) {
+    (void)k;
+    return !broker.known_blind;
 }
 
 size_t kafka_record_limit(const kafka *k) {

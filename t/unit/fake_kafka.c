@@ -28,7 +28,8 @@ static struct {
     const kafka_events *events;
     void *owner;
     bool ready, full;
-    bool blind; /* nothing can be read */
+    bool blind;      /* nothing can be read */
+    bool unreadable; /* and that is known */
     kafka_read_cb read;
     void *read_owner;
     int32_t reading; /* partition, or -1 */
@@ -58,6 +59,11 @@ void kafka_reload(kafka *k) {
 bool kafka_ready(const kafka *k) {
     (void)k;
     return fake_kafka.ready;
+}
+
+bool kafka_readable(const kafka *k) {
+    (void)k;
+    return !fake_kafka.unreadable;
 }
 
 const char *kafka_not_ready_why(const kafka *k) {

@@ -68,6 +68,7 @@ void fake_take_slot(fake_worker *w, uint32_t slot, const char *id) {
     s->last_offset = -1;
     s->requests = 0;
     s->unterminated_read = 0;
+    s->renames = 0;
     s->taken_seq = w->seq;
     atomic_store(&s->acked, 0);
     atomic_store(&s->acked_bytes, 0);

@@ -708,27 +708,244 @@ START_TEST(a_rejected_response_is_a_lost_response) {
 }
 END_TEST
 
-START_TEST(after_doubt_that_cannot_be_settled_nothing_more_is_sent) {
+/* ---- doubt where the topic cannot be read ---- */
+
+static void open_blind(bool known, bool drop) {
+    assemble_free(a);
+    ledger_stop(lg, 0);
+    ledger_free(lg);
+    conf.settle_drop = drop;
+    lg = ledger_new(&conf, l, &assemble_events);
+    a = assemble_new(p, lg, l, S);
+    p->closed = p->left = false;
     fake_kafka.blind = true;
+    fake_kafka.unreadable = known;
+}
+
+/* Record `i`, and that it is known that its partition cannot be read. */
+static void doubt(unsigned i) {
+    unsigned barrier = fake_kafka.n;
+
+    report(i, KAFKA_IN_DOUBT);
+    pass(10 * S);
+    if (!fake_kafka.unreadable) {
+        ck_assert_uint_eq(fake_kafka.n, barrier + 1);
+        ack(barrier);
+        pass(S);
+    }
+}
+
+static unsigned acked_flags(void) {
+    return CAP_ACKED_FLAGS(slot(0)->acked);
+}
+
+START_TEST(what_is_in_doubt_is_sent_again_under_another_id) {
+    open_blind(false, false);
     fake_exchange(w, 0, "1", "one");
     turn();
     ack(0);
     fake_exchange(w, 0, "2", "two");
     turn();
-    fake_read(w, 0, CAP_FRAME_BEGIN, "3");
+    fake_exchange(w, 0, "3", "three");
+    fake_read(w, 0, CAP_FRAME_BEGIN, "4");
     turn();
-    report(1, KAFKA_IN_DOUBT);
-    pass(10 * S);
-    ck_assert_uint_eq(fake_kafka.n, 3); /* the barrier */
-    ck_assert_uint_eq(p->count.reason[CAP_MAYBE_LOST], 0);
-    ack(2);
-    pass(10 * S);
-    ck_assert_uint_eq(fake_kafka.n, 3);
-    ck_assert_uint_eq(p->count.reason[CAP_MAYBE_LOST], 2);
+    doubt(1);
+    ck_record(3, "a.1#1 R(2) E(14,711) W(two) R(3) E(14,711) W(three) R(4)");
+    ck_assert_uint_eq(p->count.doubled, 1);
+    ck_assert_uint_eq(w->header->sidecar.doubled, 1);
+    ck_assert_uint_eq(slot(0)->renames, 1);
+    ck_assert_uint_eq(intent(0)->number, 1);
     ck_assert_uint_eq(p->count.captured, 1);
+    fake_eom(w, 0, CAP_FRAME_WAIT);
+    fake_end(w, 0, 0);
+    turn();
+    doubt(3); /* again */
+    ck_record(5, "a.2#1 R(2) E(14,711) W(two) R(3) E(14,711) W(three) R(4) "
+                 "E(14,711)");
+    ck_assert_uint_eq(p->count.doubled, 3);
+    ack(5);
+    ck_assert_uint_eq(p->count.captured, 4);
+    fake_control(w, 0, CAP_FRAME_CLOSE, 0);
+    turn();
+    ck_record(6, "a.2#2!+3 C");
+    ack(6);
     fake_collect(w);
     ck_assert_uint_eq(w->slots_back, 1);
     ck_assert(assemble_empty(a));
+    fake_take_slot(w, 0, "b");
+    fake_exchange(w, 0, "5", "five");
+    turn();
+    ck_record(7, "b#1 R(5) E(14,711) W(five)");
+}
+END_TEST
+
+START_TEST(what_is_in_doubt_is_dropped_and_what_follows_goes_on) {
+    open_blind(false, true);
+    fake_exchange(w, 0, "1", "one");
+    turn();
+    fake_exchange(w, 0, "2", "two");
+    fake_read(w, 0, CAP_FRAME_BEGIN, "3");
+    turn();
+    doubt(0);
+    ck_record(2, "a.1#1 R(2) E(14,711) W(two) R(3)");
+    ck_assert_uint_eq(p->count.reason[CAP_MAYBE_LOST], 1);
+    ck_assert_uint_eq(p->count.doubled, 0);
+}
+END_TEST
+
+/* A request without its end is replayed by nobody: it is sent again whole, or
+   what is left of it is of no use. */
+START_TEST(a_request_whose_end_is_not_in_doubt_is_never_doubled) {
+    open_blind(_i & 1, _i & 2);
+    fake_read(w, 0, CAP_FRAME_BEGIN, "1, ");
+    turn();
+    pass(S);
+    ack(0);
+    ck_assert_uint_eq(acked_flags(),
+                      CAP_ACKED_OPEN | (_i & 1 ? CAP_ACKED_KEPT : 0));
+    fake_read(w, 0, 0, "more, ");
+    turn();
+    pass(S);
+    fake_read(w, 0, 0, "all");
+    turn();
+    doubt(1);
+    ck_assert_uint_eq(p->count.doubled, 0);
+    fake_eom(w, 0, 0);
+    fake_write(w, 0, "one");
+    fake_end(w, 0, 0);
+    fake_exchange(w, 0, "2", "two");
+    turn();
+    if (_i & 1) {
+        ck_record(2, "a.1#1 R(1, ) R(more, ) R(all)");
+        ack(2);
+        ck_record(3, "a.1#2u E(14,711) W(one) R(2) E(14,711) W(two)");
+    } else {
+        ck_record(3, "a.1#1 R(2) E(14,711) W(two)");
+    }
+    ck_assert_uint_eq(p->count.reason[CAP_MAYBE_LOST], _i & 1 ? 0 : 1);
+}
+END_TEST
+
+/* Its first bytes are in the topic and nowhere else, or they have been kept. */
+START_TEST(a_request_in_two_records_is_sent_again_where_it_was_kept) {
+    open_blind(_i, false);
+    fake_read(w, 0, CAP_FRAME_BEGIN, "1, ");
+    turn();
+    pass(S);
+    ack(0);
+    fake_seal(w);
+    fake_eom(w, 0, CAP_FRAME_WAIT);
+    turn();
+    fake_collect(w);
+    ck_assert_uint_eq(w->blocks_back, _i ? 0 : 1);
+    doubt(1);
+    if (_i) {
+        ck_record(2, "a.1#1 R(1, ) E(14,711)");
+        ck_assert_uint_eq(p->count.doubled, 1);
+        ck_assert_uint_eq(acked_flags() & ~CAP_ACKED_WAITS, 0);
+        ck_assert_uint_eq(CAP_ACKED_SEQ(slot(0)->acked), 0);
+        ack(2);
+        fake_collect(w);
+        ck_assert_uint_eq(w->blocks_back, 1); /* with its end they may go */
+    } else {
+        /* who waits for it learns that it is not durable */
+        ck_assert_uint_eq(acked_flags(), CAP_ACKED_OPEN | CAP_ACKED_EOM |
+                                             CAP_ACKED_WAITS | CAP_ACKED_LOST);
+        ck_assert_uint_eq(CAP_ACKED_SEQ(slot(0)->acked), 2);
+        ck_assert(p->rings);
+    }
+    fake_write(w, 0, "one");
+    fake_end(w, 0, 0);
+    turn();
+    ck_assert_uint_eq(p->count.reason[CAP_MAYBE_LOST], !_i);
+    ck_assert_uint_eq(acked_flags() & CAP_ACKED_LOST, 0);
+}
+END_TEST
+
+START_TEST(a_response_in_doubt_is_lost_to_its_end) {
+    open_blind(true, false);
+    fake_read(w, 0, CAP_FRAME_BEGIN, "1");
+    fake_eom(w, 0, CAP_FRAME_WAIT);
+    turn();
+    ack(0);
+    fake_write(w, 0, "one, ");
+    turn();
+    pass(S);
+    doubt(1);
+    ck_assert_uint_eq(p->count.reason[CAP_MAYBE_LOST], 0);
+    fake_write(w, 0, "all");
+    turn();
+    if (_i == 0) {
+        fake_end(w, 0, 0);
+        fake_exchange(w, 0, "2", "two");
+        turn();
+        pass(S);
+        ck_record(2, "a.1#1 R(2) E(14,711) W(two)");
+        ack(2);
+        ck_assert_uint_eq(p->count.captured, 1);
+    } else if (_i == 1) {
+        fake_control(w, 0, CAP_FRAME_ABANDON, CAP_RESPONSE);
+        turn();
+        ck_assert(assemble_empty(a));
+    } else {
+        pool_close(p);
+        assemble_end(a, _i == 2 ? CAP_WORKER_EXIT : CAP_BAD_LINK);
+        ck_assert(assemble_empty(a));
+    }
+    ck_assert_uint_eq(p->count.reason[CAP_MAYBE_LOST], 1);
+    ck_assert_uint_eq(p->count.open, 0);
+}
+END_TEST
+
+/* Nothing of it had an end: then it was dropped, and no more is to be said. */
+START_TEST(a_request_in_doubt_that_is_dropped_is_filtered) {
+    open_blind(false, false);
+    fake_read(w, 0, CAP_FRAME_BEGIN, "1, ");
+    turn();
+    pass(S);
+    ack(0);
+    fake_read(w, 0, 0, "more");
+    turn();
+    pass(S);
+    doubt(1);
+    fake_control(w, 0, CAP_FRAME_DROP, CAP_CLIENT_ABORT);
+    turn();
+    ck_assert_uint_eq(p->count.reason[CAP_CLIENT_ABORT], 1);
+    ck_assert_uint_eq(p->count.reason[CAP_MAYBE_LOST], 0);
+}
+END_TEST
+
+/* The end of a request that was in doubt can be taken back, now that it is to be
+   sent again. */
+START_TEST(a_request_in_doubt_that_was_refused_is_not_replayed) {
+    open_blind(false, false);
+    fake_read(w, 0, CAP_FRAME_BEGIN, "1");
+    fake_eom(w, 0, CAP_FRAME_WAIT);
+    turn();
+    report(0, KAFKA_IN_DOUBT);
+    fake_control(w, 0, CAP_FRAME_DROP, CAP_REFUSED);
+    turn();
+    pass(10 * S);
+    ack(1);
+    pass(S);
+    ck_record(2, "a.1#1 R(1) D");
+    ack(2);
+    ck_assert_uint_eq(p->count.reason[CAP_REFUSED], 1);
+}
+END_TEST
+
+/* Without room for another name it ends as ever. */
+START_TEST(an_id_that_is_too_long_is_abandoned) {
+    open_blind(false, false);
+    fake_take_slot(w, 1, "b12345678901234567890123456789012345678901234567890");
+    fake_exchange(w, 1, "1", "one");
+    turn();
+    fake_exchange(w, 1, "2", "two");
+    turn();
+    doubt(0);
+    ck_assert_uint_eq(p->count.reason[CAP_MAYBE_LOST], 2);
+    fake_collect(w);
+    ck_assert_uint_eq(w->slots_back, 1);
 }
 END_TEST
 
@@ -1141,7 +1358,16 @@ int main(void) {
     tcase_add_test(t, a_rejected_record_ends_its_connection);
     tcase_add_test(t, a_rejected_first_record_leaves_nothing_in_the_topic);
     tcase_add_test(t, a_rejected_response_is_a_lost_response);
-    tcase_add_test(t, after_doubt_that_cannot_be_settled_nothing_more_is_sent);
+    tcase_add_test(t, what_is_in_doubt_is_sent_again_under_another_id);
+    tcase_add_test(t, what_is_in_doubt_is_dropped_and_what_follows_goes_on);
+    tcase_add_loop_test(t, a_request_whose_end_is_not_in_doubt_is_never_doubled,
+                        0, 4);
+    tcase_add_loop_test(
+        t, a_request_in_two_records_is_sent_again_where_it_was_kept, 0, 2);
+    tcase_add_loop_test(t, a_response_in_doubt_is_lost_to_its_end, 0, 4);
+    tcase_add_test(t, a_request_in_doubt_that_is_dropped_is_filtered);
+    tcase_add_test(t, a_request_in_doubt_that_was_refused_is_not_replayed);
+    tcase_add_test(t, an_id_that_is_too_long_is_abandoned);
     suite_add_tcase(s, t);
 
     t = tcase_create("ends");

@@ -127,8 +127,10 @@ def _compare(verdict, e, asked):
 
 
 def near(asked, kills):
-    """Did it end at one of these moments, as far as its client can tell?"""
-    return any(abs(asked.end_ns - ns) < MOMENT_NS for ns in kills)
+    """Was it in work at one of these moments, as far as its client can tell? One
+    that is busy sees an end a moment late."""
+    return any(asked.sent_ns <= ns <= asked.end_ns
+               or abs(asked.end_ns - ns) < MOMENT_NS for ns in kills)
 
 
 def _absent(verdict, asked, there, executions, kills):

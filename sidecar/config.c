@@ -49,6 +49,9 @@
     X("otlp.endpoint", otlp_endpoint, URL, NULL, 0, 0, NULL,                                      \
       "Where metrics are sent, under the Java proxy's names (metrics.md): http://host:4317 by "   \
       "OTLP/gRPC, or with a path, like http://host:4318/v1/metrics, by OTLP/HTTP. Default: none.") \
+    X("otlp.headers", otlp_headers, HEADERS, NULL, 0, 0, NULL,                                    \
+      "Sent with them: name=value, more after commas, values percent-encoded, as in "             \
+      "OTEL_EXPORTER_OTLP_HEADERS. A secret: ${file:/path} or ${env:NAME}, which HUP reads again.") \
     X("otlp.interval", otlp_interval, TIME, "1s", 100 * MS, 60 * MINUTE, NULL,                    \
       "How often.")                                                                               \
     X("otlp.traces.endpoint", otlp_traces, URL, NULL, 0, 0, NULL,                                 \
@@ -386,6 +389,27 @@ static int parse_url(const char *value, char **into, complaint *why) {
     return keep(into, value, why);
 }
 
+static int parse_headers(const char *value, config_property *into,
+                         complaint *why) {
+    char line[CONFIG_HEADER_SIZE];
+    const char *reason, *at;
+    int rc;
+    into->name = strdup("otlp.headers");
+    if (config_resolve(value, &into->value, why->text, sizeof(why->text)) == -1)
+        return -1;
+    if (into->value != NULL)
+        into->written = strdup(value);
+    else
+        into->value = strdup(value);
+    at = into->value;
+    if (into->name == NULL || at == NULL)
+        return refuse(why, "out of memory");
+    while ((rc = config_header(&at, line, sizeof(line), &reason)) == 1)
+        continue;
+    explicit_bzero(line, sizeof(line));
+    return rc == 0 ? 0 : refuse(why, "%s", reason);
+}
+
 /* Kafka's own rule for names. */
 static int parse_topic(const char *value, char **into, complaint *why) {
     size_t len =
@@ -461,6 +485,8 @@ static int store(config *c, const key *k, char *value, complaint *why) {
         return parse_uids(c, value, why);
     case CONFIG_CHOICE:
         return store_choice(k, value, field, why);
+    case CONFIG_HEADERS:
+        return parse_headers(value, field, why);
     case CONFIG_DURABILITY:
         return parse_durability(k, value, why);
     case CONFIG_LATER:
@@ -543,7 +569,10 @@ static void read_pair(reader *r, const char *name, char *value) {
     }
     *seen = r->line;
     char shown[128]; /* strtok in a parser changes the value */
-    snprintf(shown, sizeof(shown), "%s", value);
+    snprintf(shown, sizeof(shown), "%s",
+             k->type == CONFIG_HEADERS ? "(not shown)" : value);
+    if (k->type == CONFIG_HEADERS)
+        r->c->otlp_headers.line = r->line;
     if (store(r->c, k, value, &why) == -1)
         mistake(r, "%s = %s: %s", name, shown, why.text);
 }
@@ -661,7 +690,16 @@ static void check_whole(reader *r) {
     check_token(r);
 }
 
+static void warn_of_open_secret(reader *r, const char *prefix,
+                                const config_property *p, mode_t mode) {
+    fprintf(r->err,
+            "%s:%d: warning: %s%s is a secret, and the file's mode %04o lets "
+            "others in: chmod 600, or refer to it by ${file:/path}\n",
+            r->file, p->line, prefix, p->name, mode & 07777);
+}
+
 static void warn_of_open_secrets(reader *r, FILE *in) {
+    const config_property *headers = &r->c->otlp_headers;
     struct stat st;
     if (fstat(fileno(in), &st) == -1 || !S_ISREG(st.st_mode) ||
         (st.st_mode & 077) == 0)
@@ -669,14 +707,11 @@ static void warn_of_open_secrets(reader *r, FILE *in) {
     for (size_t i = 0; i < r->c->nkafka; i++)
         if (config_is_secret(r->c->kafka[i].name) &&
             r->c->kafka[i].written == NULL) {
-            fprintf(r->err,
-                    "%s:%d: warning: kafka.%s is a secret, and the file's mode "
-                    "%04o lets others "
-                    "in: chmod 600, or refer to it by ${file:/path}\n",
-                    r->file, r->c->kafka[i].line, r->c->kafka[i].name,
-                    st.st_mode & 07777);
+            warn_of_open_secret(r, "kafka.", &r->c->kafka[i], st.st_mode);
             return;
         }
+    if (headers->value != NULL && headers->written == NULL)
+        warn_of_open_secret(r, "", headers, st.st_mode);
 }
 
 int config_read(config *c, const char *file, FILE *err) {
@@ -698,14 +733,18 @@ int config_read(config *c, const char *file, FILE *err) {
     return r.mistakes == 0 ? 0 : -1;
 }
 
+static void free_property(config_property *p) {
+    if (p->value != NULL)
+        explicit_bzero(p->value, strlen(p->value));
+    free(p->name);
+    free(p->value);
+    free(p->written);
+}
+
 void config_free(config *c) {
-    for (size_t i = 0; i < c->nkafka; i++) {
-        if (c->kafka[i].value != NULL)
-            explicit_bzero(c->kafka[i].value, strlen(c->kafka[i].value));
-        free(c->kafka[i].name);
-        free(c->kafka[i].value);
-        free(c->kafka[i].written);
-    }
+    for (size_t i = 0; i < c->nkafka; i++)
+        free_property(&c->kafka[i]);
+    free_property(&c->otlp_headers);
     free(c->listen);
     free(c->topic);
     free(c->metrics_listen);
@@ -731,6 +770,7 @@ static const char *const type_names[] = {
     [CONFIG_CHOICE] = "choice",      [CONFIG_TOPIC] = "name",
     [CONFIG_DURABILITY] = "choice",  [CONFIG_LATER] = "-",
     [CONFIG_REGION] = "region",      [CONFIG_URL] = "URL",
+    [CONFIG_HEADERS] = "headers",
 };
 
 /* "size, 4k to 1048076" or "lines or protocap" */

@@ -24,11 +24,12 @@ enum config_type {
     CONFIG_MODE,    /* octal */
     CONFIG_USER,    /* name or number */
     CONFIG_GROUP,
-    CONFIG_UIDS,   /* list of names or numbers, by commas */
-    CONFIG_CHOICE, /* of the help's words */
-    CONFIG_TOPIC,  /* a name that Kafka allows */
-    CONFIG_REGION, /* AWS's */
-    CONFIG_URL,    /* http:// or https://, without user and query */
+    CONFIG_UIDS,    /* list of names or numbers, by commas */
+    CONFIG_CHOICE,  /* of the help's words */
+    CONFIG_TOPIC,   /* a name that Kafka allows */
+    CONFIG_REGION,  /* AWS's */
+    CONFIG_URL,     /* http:// or https://, without user and query */
+    CONFIG_HEADERS, /* name=value,name=value; a secret */
     CONFIG_DURABILITY,
     CONFIG_LATER /* known, and refused: not built yet */
 };
@@ -44,9 +45,10 @@ enum config_token_source {
 
 #define CONFIG_MAX_UIDS 32
 #define CONFIG_MAX_KAFKA 128
+#define CONFIG_HEADER_SIZE 16384
 
 typedef struct {
-    char *name;    /* without "kafka." */
+    char *name;    /* without "kafka."; or of another key, whole */
     char *value;   /* with its references resolved */
     char *written; /* with them, as in the file; NULL: it has none */
     int line;      /* of the file, for messages */
@@ -62,6 +64,8 @@ typedef struct {
     char *topic;          /* default logging-traffic-topic */
     config_property kafka[CONFIG_MAX_KAFKA];
     size_t nkafka;
+    /* its value is NULL where there are none */
+    config_property otlp_headers;
     char *metrics_listen;   /* host:port or NULL */
     char *otlp_endpoint;    /* URL or NULL */
     char *otlp_traces;      /* as well */
@@ -104,13 +108,20 @@ const char *config_shown(const config_property *p);
 int config_resolve(const char *written, char **value, char *why, size_t size);
 
 /*
- * Reads again what the values of kafka.* refer to.  How many have changed, or
+ * Reads again what the values of kafka.* and otlp.headers refer to.  How many have changed, or
  * -1 after a line each to `err`: then all have kept their old values.
  */
 int config_resolve_again(config *c, FILE *err);
 
-/* Has log.h hide the secrets among the values of kafka.*. */
+/* Has log.h hide the secrets among the values of kafka.*, and otlp.headers. */
 void config_hide_secrets(const config *c);
+
+/*
+ * The next of otlp.headers as "Name: value", decoded, into `line`; *at begins as
+ * the whole value and goes on with each call.  1, or 0 at the end, or -1 with
+ * *why, which holds nothing of it.
+ */
+int config_header(const char **at, char *line, size_t size, const char **why);
 
 /* The property's value, or NULL.  `kafka_name` as librdkafka's. */
 const char *config_kafka(const config *c, const char *kafka_name);

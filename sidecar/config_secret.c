@@ -191,20 +191,45 @@ static void free_value(char *value) {
     free(value);
 }
 
+/* Every value that may have a reference; NULL behind the last. */
+static config_property *property(config *c, size_t i) {
+    return i < c->nkafka    ? &c->kafka[i]
+           : i == c->nkafka ? &c->otlp_headers
+                            : NULL;
+}
+
+static bool is_headers(const config *c, const config_property *p) {
+    return p == &c->otlp_headers;
+}
+
+static int headers_are_right(const char *value, char *why, size_t size) {
+    char line[CONFIG_HEADER_SIZE];
+    const char *reason;
+    int rc;
+    while ((rc = config_header(&value, line, sizeof(line), &reason)) == 1)
+        continue;
+    explicit_bzero(line, sizeof(line));
+    if (rc == -1)
+        snprintf(why, size, "%s", reason);
+    return rc;
+}
+
 int config_resolve_again(config *c, FILE *err) {
-    char *values[CONFIG_MAX_KAFKA] = {0}, why[512];
+    char *values[CONFIG_MAX_KAFKA + 1] = {0}, why[512];
+    config_property *p;
     int changed = 0, failed = 0;
-    for (size_t i = 0; i < c->nkafka; i++) {
-        const config_property *p = &c->kafka[i];
+    for (size_t i = 0; (p = property(c, i)) != NULL; i++) {
         if (p->written == NULL)
             continue;
-        if (config_resolve(p->written, &values[i], why, sizeof(why)) == -1) {
-            fprintf(err, "kafka.%s: %s\n", p->name, why);
+        if (config_resolve(p->written, &values[i], why, sizeof(why)) == -1 ||
+            (is_headers(c, p) &&
+             headers_are_right(values[i], why, sizeof(why)) == -1)) {
+            fprintf(err, "%s%s: %s\n", is_headers(c, p) ? "" : "kafka.",
+                    p->name, why);
             failed++;
         }
     }
-    for (size_t i = 0; i < c->nkafka; i++) {
-        config_property *p = &c->kafka[i];
+    for (size_t i = 0; (p = property(c, i)) != NULL; i++) {
         if (failed == 0 && values[i] != NULL &&
             strcmp(values[i], p->value) != 0) {
             char *old = p->value;
@@ -217,8 +242,22 @@ int config_resolve_again(config *c, FILE *err) {
     return failed > 0 ? -1 : changed;
 }
 
+static void hide_headers(const char *value) {
+    char line[CONFIG_HEADER_SIZE], name[64];
+    const char *why;
+    while (value != NULL &&
+           config_header(&value, line, sizeof(line), &why) == 1) {
+        char *colon = strchr(line, ':');
+        *colon = '\0';
+        snprintf(name, sizeof(name), "otlp.headers %.40s", line);
+        log_hide(name, colon + 2);
+    }
+    explicit_bzero(line, sizeof(line));
+}
+
 void config_hide_secrets(const config *c) {
     for (size_t i = 0; i < c->nkafka; i++)
         if (config_is_secret(c->kafka[i].name))
             log_hide(c->kafka[i].name, c->kafka[i].value);
+    hide_headers(c->otlp_headers.value);
 }

@@ -106,9 +106,10 @@ static void reload(sidecar *s) {
     if (changed == -1) {
         log_error("HUP: the values stay as they were: %s", text);
     } else {
-        log_info("HUP: %d values of kafka.* have changed", changed);
+        log_info("HUP: %d values have changed", changed);
         config_hide_secrets(&s->config);
         ledger_reload(s->ledger);
+        otlp_reload(&s->config);
     }
     free(text);
 }

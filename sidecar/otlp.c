@@ -37,6 +37,7 @@ static struct {
     pthread_cond_t wake;
     bool stop;       /* these with the lock */
     int64_t stop_ns; /* when a request under way must end */
+    char *headers;   /* otlp.headers, as it is written; NULL: as before */
     size_t len;      /* of what is to be sent; 0: nothing */
     uint8_t buffer[GRPC_PREFIX + OTLP_SIZE]; /* the sender's while len > 0 */
 
@@ -91,7 +92,7 @@ static int on_progress(void *owner, curl_off_t a, curl_off_t b, curl_off_t c,
     return over;
 }
 
-static void set_options(CURL *curl, struct curl_slist *headers) {
+static void set_options(CURL *curl) {
     bool tls = strncmp(otlp.url, "https:", 6) == 0;
     curl_easy_setopt(curl, CURLOPT_URL, otlp.url);
     curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
@@ -105,7 +106,6 @@ static void set_options(CURL *curl, struct curl_slist *headers) {
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, TIMEOUT_MS);
     curl_easy_setopt(curl, CURLOPT_POST, 1L);
-    curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
     curl_easy_setopt(curl, CURLOPT_USERAGENT, "capture-sidecar");
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_answer);
     curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, on_header);
@@ -166,26 +166,66 @@ static void done(void) {
     pthread_mutex_unlock(&otlp.lock);
 }
 
-static void *run(void *unused) {
-    struct curl_slist *headers = curl_slist_append(
+static void forget(char *text) {
+    if (text != NULL)
+        explicit_bzero(text, strlen(text));
+    free(text);
+}
+
+/* libcurl has copies of its own: what was in them is not to be found later. */
+static void free_headers(struct curl_slist *list) {
+    for (struct curl_slist *one = list; one != NULL; one = one->next)
+        explicit_bzero(one->data, strlen(one->data));
+    curl_slist_free_all(list);
+}
+
+static struct curl_slist *make_headers(const char *configured) {
+    char line[CONFIG_HEADER_SIZE];
+    const char *why;
+    struct curl_slist *list = curl_slist_append(
         NULL, otlp.grpc ? "Content-Type: application/grpc"
                         : "Content-Type: application/x-protobuf");
+    list = curl_slist_append(list, "Expect:");
+    if (otlp.grpc)
+        list = curl_slist_append(list, "TE: trailers");
+    while (configured != NULL &&
+           config_header(&configured, line, sizeof(line), &why) == 1)
+        list = curl_slist_append(list, line);
+    explicit_bzero(line, sizeof(line));
+    return list;
+}
+
+/* Those of the configuration, where they are new; else `old`. */
+static struct curl_slist *headers_now(CURL *curl, struct curl_slist *old) {
+    pthread_mutex_lock(&otlp.lock);
+    char *configured = otlp.headers;
+    otlp.headers = NULL;
+    pthread_mutex_unlock(&otlp.lock);
+    if (configured == NULL && old != NULL)
+        return old;
+    struct curl_slist *list = make_headers(configured);
+    curl_easy_setopt(curl, CURLOPT_HTTPHEADER, list);
+    free_headers(old);
+    forget(configured);
+    return list;
+}
+
+static void *run(void *unused) {
+    struct curl_slist *headers = NULL;
     CURL *curl = curl_easy_init();
     char why[256];
     size_t len;
     (void)unused;
-    headers = curl_slist_append(headers, "Expect:");
-    if (otlp.grpc)
-        headers = curl_slist_append(headers, "TE: trailers");
     if (curl != NULL) {
-        set_options(curl, headers);
+        set_options(curl);
         while ((len = wait_for_work()) > 0) {
+            headers = headers_now(curl, headers);
             report(send_one(curl, len, why, sizeof(why)));
             done();
         }
     }
     curl_easy_cleanup(curl);
-    curl_slist_free_all(headers);
+    free_headers(headers);
     return NULL;
 }
 
@@ -244,6 +284,7 @@ int otlp_start(const config *c, loop *l) {
     otlp.interval_ns = c->otlp_interval;
     otlp.start_ns = (uint64_t)clock_ns(CLOCK_REALTIME);
     otlp.timer.due = due;
+    otlp_reload(c);
     otlp.url = url_of(c->otlp_endpoint, &otlp.grpc);
     if (otlp.url == NULL ||
         pthread_create(&otlp.thread, NULL, run, NULL) != 0) {
@@ -255,6 +296,18 @@ int otlp_start(const config *c, loop *l) {
     log_info("otlp: metrics go to %s", otlp.url);
     loop_timer_set(l, &otlp.timer, otlp.interval_ns);
     return 0;
+}
+
+void otlp_reload(const config *c) {
+    const char *value = c->otlp_headers.value;
+    char *copy = value != NULL ? strdup(value) : NULL;
+    pthread_mutex_lock(&otlp.lock);
+    char *old = otlp.headers;
+    if (copy != NULL)
+        otlp.headers = copy;
+    pthread_mutex_unlock(&otlp.lock);
+    if (copy != NULL)
+        forget(old);
 }
 
 void otlp_stop(void) {
@@ -270,5 +323,7 @@ void otlp_stop(void) {
     pthread_mutex_unlock(&otlp.lock);
     pthread_join(otlp.thread, NULL);
     free(otlp.url);
+    forget(otlp.headers);
+    otlp.headers = NULL;
     otlp.started = false;
 }

@@ -26,6 +26,9 @@ void otlp_init(const config *c);
 /* 0, also where no endpoint is configured, or -1 after a line in the log. */
 int otlp_start(const config *c, loop *l);
 
+/* otlp.headers may have changed. */
+void otlp_reload(const config *c);
+
 /* Sends the last values; takes two seconds at most. */
 void otlp_stop(void);
 

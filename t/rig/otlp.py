@@ -15,18 +15,21 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as
 class Collector:
     """Two servers on free ports; each request that came is in `requests`.
 
-    refuse    a grpc.StatusCode: such is the answer of gRPC's
+    refuse    a grpc.StatusCode: such is the answer of gRPC's, with the text `said`
     """
 
     def __init__(self):
         self.requests = []
+        self.headers = []  # of each request, {name: value}
         self.refuse = None
+        self.said = "not today"
         collector = self
 
         class Metrics(api.MetricsServiceServicer):
             def Export(self, request, context):
                 if collector.refuse is not None:
-                    context.abort(collector.refuse, "not today")
+                    context.abort(collector.refuse, collector.said)
+                collector.headers.append(dict(context.invocation_metadata()))
                 collector.requests.append(request)
                 return service.ExportMetricsServiceResponse()
 
@@ -38,6 +41,8 @@ class Collector:
                 good = (self.path == "/v1/metrics" and
                         self.headers["Content-Type"] == "application/x-protobuf")
                 if good:
+                    collector.headers.append(
+                        {n.lower(): v for n, v in self.headers.items()})
                     collector.requests.append(
                         service.ExportMetricsServiceRequest.FromString(body))
                 self.send_response(200 if good else 400)

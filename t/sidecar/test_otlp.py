@@ -1,5 +1,6 @@
 """Metrics by OTLP: what dashboards for the Java Capture Proxy read."""
 
+import signal
 import socket
 import time
 
@@ -174,6 +175,48 @@ def test_an_endpoint_of_traces_is_warned_of_once(stack):
     lines = [line for line in s.sidecar.log_text().splitlines() if "traces" in line]
     assert len(lines) == 1 and lines[0].startswith("[warn]")
     assert "makes no spans" in lines[0]
+
+
+@pytest.mark.parametrize("way", ["grpc", "http"])
+def test_headers_are_sent_and_read_again_and_never_shown(stack, collector, workdir,
+                                                         way):
+    at = {"grpc": f"http://127.0.0.1:{collector.grpc_port}",
+          "http": f"http://127.0.0.1:{collector.http_port}/v1/metrics"}[way]
+    file = f"{workdir}/headers"
+    with open(file, "w") as f:
+        f.write("Authorization=Bearer%20first-5ecret, x-tenant = a=b\n")
+    s = stack(sidecar_conf={
+        "otlp.endpoint": at, "otlp.interval": "100ms", "log.level": "debug",
+        "otlp.headers": f"${{file:{file}}}"})
+
+    def sent(name):
+        return collector.headers and collector.headers[-1].get(name)
+    wait_until(lambda: sent("authorization") == "Bearer first-5ecret", 20)
+    assert sent("x-tenant") == "a=b"
+    # what is not right keeps what was
+    with open(file, "w") as f:
+        f.write("Bearer third-5ecret\n")
+    s.sidecar.process.send(signal.SIGHUP)
+    wait_until(lambda: "HUP: the values stay as they were: otlp.headers: give "
+               "name=value" in s.sidecar.log_text(), 20)
+    assert sent("authorization") == "Bearer first-5ecret"
+    with open(file, "w") as f:
+        f.write("Authorization=Bearer%20second-5ecret\n")
+    s.sidecar.process.send(signal.SIGHUP)
+    wait_until(lambda: sent("authorization") == "Bearer second-5ecret", 20)
+    assert sent("x-tenant") is None
+    if way == "grpc":
+        collector.refuse = grpc.StatusCode.UNAUTHENTICATED
+        collector.said = "Bearer second-5ecret is not known"
+        wait_until(lambda: "gRPC status 16" in s.sidecar.log_text(), 20)
+    assert "5ecret" not in s.sidecar.log_text()
+
+
+def test_headers_in_an_open_file_are_warned_of(workdir):
+    rc, said = check(workdir, {
+        "listen": f"unix:{workdir}/s", "kafka.bootstrap.servers": "127.0.0.1:1",
+        "otlp.headers": "authorization=5ecret"})
+    assert rc == 0 and "otlp.headers is a secret" in said and "5ecret" not in said
 
 
 def test_no_secret_gets_into_the_url(workdir):

@@ -154,6 +154,10 @@ _Noreturn void ctl_die(const char *fmt, ...)
  */
 void ctl_progress(uint64_t done, uint64_t total, const char *unit);
 
+/* The same in words, for what waits. */
+void ctl_progress_line(const char *fmt, ...)
+    __attribute__((format(printf, 1, 2)));
+
 void ctl_progress_off(bool off);
 
 /* INT and TERM end the reading and no longer the program. */

@@ -257,7 +257,7 @@ static void send_canaries(checker *c) {
 
         snprintf(header, sizeof(header), HEADER "%s", k->token);
 
-        if (!fetch_head(c->fetcher, k->url, header, &d)) {
+        if (!fetch_nothing(c->fetcher, k->url, header, &d)) {
             complain(c, k->url, "the canary could not be sent: %s", d.why);
             k->found = true; /* that has been said */
         }
@@ -475,6 +475,9 @@ void ctl_check(const ctl_options *opt) {
 
     while (!safe && !ctl_had_errors() && !ctl_interrupted() &&
            ctl_now_ns() < until) {
+        ctl_progress_line("%" PRId64 " s left: %s: %s",
+                          (until - ctl_now_ns()) / NS_PER_SECOND,
+                          c.complaints[0].address, c.complaints[0].reason);
         pause_ms(PAUSE_MS);
         safe = is_safe(&c);
     }

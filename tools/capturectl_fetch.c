@@ -116,14 +116,23 @@ bool fetch_get(fetcher *f, const char *url, document *d) {
     return true;
 }
 
-bool fetch_head(fetcher *f, const char *url, const char *header, document *d) {
+static size_t drop(char *data, size_t size, size_t count, void *ctx) {
+    (void)data;
+    (void)ctx;
+
+    return size * count;
+}
+
+bool fetch_nothing(fetcher *f, const char *url, const char *header,
+                   document *d) {
     bool ok;
     struct curl_slist *headers = curl_slist_append(NULL, header);
 
     headers = curl_slist_append(headers, "Connection: close");
     *d = (document){0};
     curl_easy_setopt(f->curl, CURLOPT_URL, url);
-    curl_easy_setopt(f->curl, CURLOPT_NOBODY, 1L);
+    curl_easy_setopt(f->curl, CURLOPT_HTTPGET, 1L);
+    curl_easy_setopt(f->curl, CURLOPT_WRITEFUNCTION, drop);
     curl_easy_setopt(f->curl, CURLOPT_HTTPHEADER, headers);
     ok = perform(f, d);
     curl_easy_setopt(f->curl, CURLOPT_HTTPHEADER, NULL);

@@ -27,7 +27,8 @@ bool fetch_has_path(const char *address);
 /* GET, on a new connection; true for status 200. d->text is set in any case. */
 bool fetch_get(fetcher *f, const char *url, document *d);
 
-/* HEAD with one more header line; true for any answer. */
-bool fetch_head(fetcher *f, const char *url, const char *header, document *d);
+/* GET with one more header line; true for any answer, which is dropped. */
+bool fetch_nothing(fetcher *f, const char *url, const char *header,
+                   document *d);
 
 #endif

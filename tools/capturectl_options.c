@@ -105,7 +105,7 @@ const ctl_subcommand ctl_subcommands[] = {
      "sidecar, no worker of\n"
      "an older configuration holds a request that is not captured, and no "
      "request that\n"
-     "changes anything is on its way uncaptured. Then a canary, HEAD / with "
+     "changes anything is on its way uncaptured. Then a canary, GET / with "
      "the header\n"
      "X-Capture-Canary, goes through each node; it changes nothing when it is "
      "replayed. It\n"

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #define NS_PER_SECOND 1000000000
+#define PROGRESS_LINE 120 /* so that it can be wiped */
 #define PROGRESS_NS (NS_PER_SECOND / 4)
 
 static bool had_errors, found, gives_verdict;
@@ -184,6 +185,21 @@ void ctl_progress(uint64_t done, uint64_t total, const char *unit) {
         fprintf(stderr, "\r\033[K%% %" PRIu64 " %s", done, unit);
     }
 
+    progress_shown = true;
+}
+
+void ctl_progress_line(const char *fmt, ...) {
+    va_list args;
+    char line[PROGRESS_LINE];
+
+    if (progress_off) {
+        return;
+    }
+
+    va_start(args, fmt);
+    vsnprintf(line, sizeof(line), fmt, args);
+    va_end(args);
+    fprintf(stderr, "\r\033[K%% %s", line);
     progress_shown = true;
 }
 

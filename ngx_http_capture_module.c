@@ -51,6 +51,10 @@ static char *ngx_http_capture_set_sidecar(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_capture_set_buffer(ngx_conf_t *cf, void *post,
     void *data);
+static char *ngx_http_capture_set_include(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_capture_set_on_failure(ngx_conf_t *cf,
+    ngx_command_t *cmd, void *conf);
 static char *ngx_http_capture_set_wait(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_capture_set_timeout(ngx_conf_t *cf, void *post,
@@ -114,7 +118,7 @@ static ngx_command_t  ngx_http_capture_commands[] = {
 
     { ngx_string("capture_include"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
-      ngx_conf_set_bitmask_slot,
+      ngx_http_capture_set_include,
       NGX_HTTP_LOC_CONF_OFFSET,
       offsetof(ngx_http_capture_loc_conf_t, include),
       &ngx_http_capture_includes },
@@ -135,7 +139,7 @@ static ngx_command_t  ngx_http_capture_commands[] = {
 
     { ngx_string("capture_on_failure"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
-      ngx_conf_set_enum_slot,
+      ngx_http_capture_set_on_failure,
       NGX_HTTP_LOC_CONF_OFFSET,
       offsetof(ngx_http_capture_loc_conf_t, on_failure),
       &ngx_http_capture_on_failures },
@@ -780,6 +784,77 @@ ngx_http_capture_set(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     }
 
     return NGX_CONF_OK;
+}
+
+
+/* NGINX's own slots do not say of which directive a value is wrong */
+
+static char *
+ngx_http_capture_invalid(ngx_conf_t *cf, ngx_str_t *value, const char *right)
+{
+    ngx_str_t  *name = cf->args->elts;
+
+    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                       "invalid value \"%V\" in \"%V\" directive, it must "
+                       "be %s", value, name, right);
+
+    return NGX_CONF_ERROR;
+}
+
+
+/* capture_include off | unreplayable | not_forwarded ... */
+
+static char *
+ngx_http_capture_set_include(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_str_t           *value;
+    ngx_uint_t           i;
+    ngx_conf_bitmask_t  *m;
+
+    value = cf->args->elts;
+
+    for (i = 1; i < cf->args->nelts; i++) {
+
+        for (m = ngx_http_capture_includes; m->name.len != 0; m++) {
+            if (m->name.len == value[i].len
+                && ngx_strcasecmp(m->name.data, value[i].data) == 0)
+            {
+                break;
+            }
+        }
+
+        if (m->name.len == 0) {
+            return ngx_http_capture_invalid(cf, &value[i],
+                                            "\"unreplayable\", "
+                                            "\"not_forwarded\" or \"off\"");
+        }
+    }
+
+    return ngx_conf_set_bitmask_slot(cf, cmd, conf);
+}
+
+
+/* capture_on_failure forward | refuse */
+
+static char *
+ngx_http_capture_set_on_failure(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf)
+{
+    ngx_str_t        *value;
+    ngx_conf_enum_t  *e;
+
+    value = cf->args->elts;
+
+    for (e = ngx_http_capture_on_failures; e->name.len != 0; e++) {
+        if (e->name.len == value[1].len
+            && ngx_strcasecmp(e->name.data, value[1].data) == 0)
+        {
+            return ngx_conf_set_enum_slot(cf, cmd, conf);
+        }
+    }
+
+    return ngx_http_capture_invalid(cf, &value[1],
+                                    "\"forward\" or \"refuse\"");
 }
 
 

@@ -1,11 +1,13 @@
 """Directives: a wrong one is a clear error of `nginx -t`; a module that is loaded
 and not used leaves NGINX as it is."""
 
+import os
 import re
 
 import pytest
 
 from rig.client import Client, build_request
+from rig.process import TOP
 from rig.source import Response, pattern
 from rig.status import capture_status, wait_until
 
@@ -67,6 +69,51 @@ def test_a_wrong_directive_is_a_clear_error(check_config, http, server, error):
     assert rc == 1
     line, = re.findall(r".*\[emerg\].*", stderr)
     assert error in line
+
+
+# a value that each directive cannot have; True: in http, else in the server
+BAD_VALUES = {
+    "capture": ("maybe", False),
+    "capture_buffer": ("1k", True),
+    "capture_bypass": ("", False),  # any text will do
+    "capture_include": ("everything", False),
+    "capture_max_request_body": ("much", False),
+    "capture_max_response_body": ("much", False),
+    "capture_on_failure": ("drop", False),
+    "capture_redact_arg": ("''", False),
+    "capture_redact_header": ("content-length", False),
+    "capture_redact_json": ("a..b", False),
+    "capture_redact_key": ("/nonexistent", True),
+    "capture_sidecar": ("/tmp/x", True),
+    "capture_status": ("maybe", False),
+    "capture_wait": ("maybe", False),
+    "capture_wait_timeout": ("soon", False),
+}
+
+
+def directives():
+    """The names in the module's table."""
+    with open(os.path.join(TOP, "ngx_http_capture_module.c")) as f:
+        table = re.search(r"ngx_command_t\s+ngx_http_capture_commands\[\] = \{(.*?)"
+                          r"ngx_null_command", f.read(), re.S)
+    return re.findall(r'ngx_string\("(\w+)"\)', table[1])
+
+
+@pytest.mark.parametrize("name", directives())
+def test_a_bad_value_of_each_directive_is_refused_by_its_name(check_config, name):
+    assert name in BAD_VALUES, f"give {name} a value above that it cannot have"
+    value, in_http = BAD_VALUES[name]
+    line = f"{name} {value};".replace(" ;", ";")
+    rc, stderr = check_config(
+        http=line if in_http else SIDECAR,
+        server="" if in_http else f"location /x {{ {line} }}")
+    assert rc == 1
+    said, = re.findall(r"\[emerg\].*", stderr)
+    assert f'"{name}"' in said and "check.conf:" in said, said
+
+
+def test_no_bad_value_is_of_a_directive_that_is_not_there():
+    assert set(BAD_VALUES) == set(directives())
 
 
 @pytest.mark.parametrize("http, server", [

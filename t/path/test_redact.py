@@ -1,17 +1,23 @@
 """Redaction and size policies through the whole path: what is named is nowhere
 outside NGINX, and what is in the topic can be replayed as it is."""
 
+import glob
 import json
 import os
 import re
+import resource
+import signal
+import subprocess
 import urllib.request
 
 import pytest
 
 from refconsumer import http
 from refconsumer.verify import verify_topic
+from rig.nginx import BINARY
 from rig.process import SANITIZED, free_port
 from rig.source import Response, pattern
+from rig.status import wait_until
 
 from path.session import Session, assert_captured, mark_of, settled
 
@@ -153,6 +159,52 @@ def test_what_is_redacted_is_nowhere_outside_nginx(stack, source, workdir):
         got = json.loads(bytes(http.parse_response(x.response).body))
         assert got["hits"][0]["_source"]["n"] == 1
     assert len(names) == 2 and len(set(names)) == 1
+
+
+def may_dump():
+    """Whether a core file comes to the directory of who has crashed."""
+    with open("/proc/sys/kernel/core_pattern") as f:
+        return ("/" not in f.read() and not SANITIZED and os.geteuid() == 0
+                and resource.getrlimit(resource.RLIMIT_CORE)[1] != 0)
+
+
+@pytest.mark.skipif(not may_dump(), reason="core files of this machine, or of "
+                    "sanitizers, go elsewhere; needs root")
+def test_no_dump_has_the_key_or_what_is_in_the_pool(stack, workdir):
+    """A worker's core file, and nginx -T."""
+    key = os.path.join(workdir, "key")
+    with open(key, "w") as f:
+        f.write(KEY)
+    os.chmod(key, 0o600)
+    os.chmod(workdir, 0o755)
+    s = stack(main=f"worker_rlimit_core 2g; working_directory {workdir};",
+              http=f"capture_redact_key {key}; capture_redact_header preset;")
+    s.nginx.allowed.append("exited on signal 6")
+    mark = b"only-in-the-pool"
+    s.sidecar.pause()  # nothing is acknowledged
+    try:
+        with s.client() as client:
+            for _ in range(200):
+                assert client.request("GET", "/a",
+                                      [("Host", "a"), ("X-Mark", mark.decode())]
+                                      ).status == 200
+        assert sum(pool.count(mark) for pool in shared(s)) >= 200
+        worker, = s.nginx.workers()
+        os.kill(worker, signal.SIGABRT)
+        wait_until(lambda: "(core dumped)" in s.nginx.error_log(), 60, "a core file")
+    finally:
+        s.sidecar.resume()
+    core, = glob.glob(f"{workdir}/core*")
+    with open(core, "rb") as f:
+        data = f.read()
+    assert key.encode() in data  # it is a core file, of this worker
+    assert KEY.encode() not in data
+    # a request's own memory is NGINX's, which uses it again
+    assert data.count(mark) < 100
+    whole = subprocess.run([BINARY, "-T", "-p", s.nginx.directory + "/", "-c",
+                            "nginx.conf", "-e", "stderr"], capture_output=True)
+    assert b"capture_redact_key" in whole.stdout, whole.stderr
+    assert KEY.encode() not in whole.stdout + whole.stderr
 
 
 def test_what_is_too_large_leaves_a_topic_that_can_be_replayed(stack, source):

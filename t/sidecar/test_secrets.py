@@ -14,8 +14,8 @@ import urllib.request
 
 import pytest
 from rig.process import BUILD, SANITIZED, TOP, free_port
-from rig.security import (ACCESS_KEY, CLIENT_SECRET, PASSWORDS, SECRET_KEY,
-                          SECRETS, SESSION_TOKEN)
+from rig.security import (ACCESS_KEY, ASSUMERS, CLIENT_SECRET, PASSWORDS,
+                          SECRET_KEY, SECRETS, SESSION_TOKEN, AwsEndpoints)
 from rig.sidecar import BINARY, Sidecar, check
 from rig.status import wait_until
 
@@ -100,6 +100,19 @@ def msk(workdir, broker):
         "token__source": "aws-msk-iam", "aws__region": "eu-west-1"}
 
 
+def role(workdir, broker):
+    """Keys in a file, which assume a role."""
+    file = secret_file(workdir, "credentials", (
+        "[capture]\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = capture\n"
+        f"aws_access_key_id = AKIABASE\naws_secret_access_key = "
+        f"{ASSUMERS['AKIABASE'][0]}"))
+    aws = AwsEndpoints()
+    return "MSK", {"AWS_SHARED_CREDENTIALS_FILE": file, "AWS_PROFILE": "capture",
+                   "AWS_ACCESS_KEY_ID": "", "AWS_WEB_IDENTITY_TOKEN_FILE": "",
+                   "AWS_ENDPOINT_URL_STS": aws.url}, {
+        "token__source": "aws-msk-iam", "aws__region": "eu-west-1"}
+
+
 def secrets_of(workdir):
     """Those of the rig, and each file that a test has made."""
     files = [os.path.join(workdir, n) for n in ("password", "token")]
@@ -107,7 +120,8 @@ def secrets_of(workdir):
     return {*SECRETS, *more, *(m.split(".")[1] for m in more if "." in m)}
 
 
-@pytest.mark.parametrize("way", [password, plain_in_the_file, oidc, command, msk])
+@pytest.mark.parametrize("way", [password, plain_in_the_file, oidc, command, msk,
+                                 role])
 def test_no_secret_is_ever_shown(sidecar, secure_broker, workdir, way):
     listener, env, conf = way(workdir, secure_broker)
     s = sidecar(listener, env, **conf, kafka__debug="all", log__level="debug")

@@ -6,6 +6,7 @@ import subprocess
 from dataclasses import dataclass, field
 
 from rig.process import BUILD, TOP
+from rig.status import wait_until
 
 PAGE = os.path.join(TOP, "docs", "rerouting.md")
 
@@ -29,11 +30,18 @@ class Command:
         return done.stdout
 
     def check(self, env):
-        """It says what the page says; what it says."""
-        out = self.run(env)
-        for line in self.says:
-            assert line in out, f"{self.text}\nsays\n{out}\nand not\n{line}"
-        return out
+        """It says what the page says: soon, since a log or a count may come a
+        moment later than what it is about."""
+        last = []
+
+        def said():
+            last[:] = [self.run(env)]
+            return all(line in last[0] for line in self.says)
+        try:
+            wait_until(said, 15)
+        except AssertionError:
+            raise AssertionError(f"{self.text}\nsays\n{last[0]}\nand not\n"
+                                 + "\n".join(self.says)) from None
 
 
 def sections():

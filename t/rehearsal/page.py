@@ -5,10 +5,11 @@ import re
 import subprocess
 from dataclasses import dataclass, field
 
+from rig.pages import read_blocks
 from rig.process import BUILD, TOP
 from rig.status import wait_until
 
-PAGE = os.path.join(TOP, "docs", "rerouting.md")
+PAGE = "docs/rerouting.md"
 
 
 @dataclass
@@ -44,39 +45,33 @@ class Command:
                                  + "\n".join(self.says)) from None
 
 
-def sections():
-    """{heading: text}"""
-    with open(PAGE) as f:
-        parts = re.split(r"^(#+ .*)\n", f.read(), flags=re.M)
-    return {head.lstrip("# "): text
-            for head, text in zip(parts[1::2], parts[2::2])}
+def read():
+    with open(os.path.join(TOP, PAGE)) as f:
+        return f.read()
 
 
-def commands(text):
-    found, listening = [], False
-    for line in text.splitlines():
-        if line.startswith("    $ "):
-            found.append(Command(line[6:]))
-            listening = True
-        elif not line.startswith("    "):
-            listening = False
-        elif listening:
-            found[-1].says.append(line.strip())
+def commands(heading):
+    """Those of one section. What has no `$` is no command (see
+    test_troubleshooting.py, which knows all of these)."""
+    found = []
+    for block in read_blocks(PAGE):
+        if block.heading == heading and block.text.startswith("$ "):
+            for line in filter(None, block.text.splitlines()):
+                if line.startswith("$ "):
+                    found.append(Command(line[2:]))
+                else:
+                    found[-1].says.append(line.strip())
     return found
 
 
 def entries():
-    """{heading: [commands]} of what is below `Troubleshooting`."""
-    with open(PAGE) as f:
-        text = re.search(r"^## Troubleshooting$(.*?)^## ", f.read(),
-                         re.M | re.S)[1]
-    parts = re.split(r"^### (.*)\n", text, flags=re.M)
-    return {head: commands(body) for head, body in zip(parts[1::2], parts[2::2])}
+    """The headings below `Troubleshooting`: no other section has any of its own."""
+    return re.findall(r"^### (.*)$", read(), re.M)
 
 
 def record_table():
     """[(command, remark, requests, least, most)] of the record check."""
     rows = re.findall(r"^\| `(.*?)`(, .*?)? \| (\d+) \| (\d+)(?: to (\d+))? \|$",
-                      sections()["The record check"], re.M)
+                      read(), re.M)
     return [(text, remark.lstrip(", "), int(requests), int(least),
              int(most or least)) for text, remark, requests, least, most in rows]

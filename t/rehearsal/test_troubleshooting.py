@@ -7,6 +7,7 @@ import os
 import pytest
 
 from path.session import Session, assert_captured, settled
+from rig.pages import Page
 from rig.process import free_port
 from rig.source import Response, Source
 
@@ -195,13 +196,22 @@ def more_records(kit):
 
 
 def test_every_entry_has_its_scene():
-    assert list(page.entries()) == list(SCENES)
+    assert page.entries() == list(SCENES)
+
+
+def test_every_block_is_run():
+    blocks = Page("docs/rerouting.md", not_run={
+        "clients -->": "a picture", "at least": "a formula",
+        '"captureProxyExtraArgs"': "two words of it are in the test of Host"})
+    for heading in (*SCENES, "The record check", "Sources that choose by Host"):
+        assert all(b.text.startswith("$ ") for b in blocks.take_under(heading))
+    blocks.finish()
 
 
 @pytest.mark.parametrize("heading, make", SCENES.values())
 def test_the_commands_find_the_cause(heading, make, kit):
     env = make(kit)
-    commands = page.entries()[heading]
+    commands = page.commands(heading)
     assert commands
     for command in commands:
         command.check(env)
@@ -223,7 +233,7 @@ def test_a_source_that_chooses_by_host(extra, kit):
         l.wait_for_status(settled(2))
     if extra:
         # the page's own way to validate
-        (validate,) = page.commands(page.sections()["Sources that choose by Host"])
+        (validate,) = page.commands("Sources that choose by Host")
         validate.check(kit.env(l))
         l.wait_for_status(settled(3))
     assert [a.status for a in answers] == ([200, 200] if extra else [404, 404])
@@ -239,6 +249,6 @@ def test_a_source_that_chooses_by_host(extra, kit):
 
 
 def test_the_record_checks_command(kit):
-    (check,) = page.commands(page.sections()["The record check"])[:1]
+    (check,) = page.commands("The record check")
     kit.broker.start()
     check.check({"BROKERS": kit.broker.bootstrap, "TOPIC": kit.topic})

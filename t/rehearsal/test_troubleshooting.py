@@ -2,7 +2,7 @@
 command says what the page says, and so do the commands that find the cause."""
 
 import json
-import os
+import subprocess
 
 import pytest
 
@@ -41,8 +41,8 @@ class Elastic(Source):
 
 @pytest.fixture
 def hosted(authority):
-    """Elastic, with a certificate for its name, for which localhost stands in."""
-    s = Elastic(authority.issue("hosted", "DNS:localhost"))
+    """Elastic, with a certificate for its name; or for localhost, in its place."""
+    s = Elastic(authority.issue("hosted", f"DNS:localhost,DNS:{CLUSTER}"))
     s.start()
     yield s
     s.close()
@@ -217,15 +217,22 @@ def test_the_commands_find_the_cause(heading, make, kit):
         command.check(env)
 
 
+@pytest.mark.skipif(subprocess.run(["unshare", "-m", "true"],
+                                   capture_output=True).returncode != 0,
+                    reason="needs the right to make namespaces")
 @pytest.mark.parametrize("extra", [[], ["--setHeader", "Host", CLUSTER]])
-def test_a_source_that_chooses_by_host(extra, kit):
+def test_a_source_that_chooses_by_host(extra, kit, workdir):
     """https with SNI, from the URI; Host from --setHeader. The topic has the
     client's."""
     kit.broker.start()
-    l = kit.launcher("--destinationUri", f"https://localhost:{kit.hosted.port}",
+    with open(f"{workdir}/hosts", "w") as f:
+        f.write(f"127.0.0.1 localhost {CLUSTER}\n")
+    hosts = ["unshare", "-m", "sh", "-c",
+             f'mount --bind {workdir}/hosts /etc/hosts && exec "$0" "$@"']
+    l = kit.launcher("--destinationUri", f"https://{CLUSTER}:{kit.hosted.port}",
                      *extra, "--sslCertChainFile", kit.pair[0], "--sslKeyFile",
                      kit.pair[1], "--kafkaConnection", kit.broker.bootstrap,
-                     "--kafkaTopic", kit.topic, tls=kit.authority.crt,
+                     "--kafkaTopic", kit.topic, tls=kit.authority.crt, prefix=hosts,
                      env={"SSL_CERT_FILE": kit.authority.crt})
     l.wait_linked()
     with Session(l) as c:
@@ -239,7 +246,7 @@ def test_a_source_that_chooses_by_host(extra, kit):
     assert [a.status for a in answers] == ([200, 200] if extra else [404, 404])
     assert {a.body for a in answers} == (
         {b'{"cluster_name": "mine"}'} if extra else {UNKNOWN})
-    assert set(kit.hosted.names) == {"localhost"}
+    assert set(kit.hosted.names) == {CLUSTER}
     assert l.stop() == 0, l.log_text()
     records = kit.broker.read_topic(kit.topic)
     curls = {r.key for r in records if b"User-Agent: curl" in r.value}

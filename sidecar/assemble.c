@@ -288,6 +288,7 @@ static bool restore_intent(conn *c, const cap_intent *i) {
     c->until_requests = c->adopted->requests;
     c->until_unterminated = c->adopted->unterminated_read != 0;
     c->low_water = c->adopted->low_water;
+    c->topic_mark = c->adopted->mark;
     c->resume_byte = c->acked_seq < c->adopted->first_seq &&
                              !(c->adopted->flags & CAP_INTENT_RENAME)
                          ? c->adopted->first_byte
@@ -308,7 +309,7 @@ static bool restore(conn *c, const cap_slot *s, uint64_t acked) {
     c->acked_eom = (flags & CAP_ACKED_EOM) != 0;
     c->waits = (flags & CAP_ACKED_WAITS) != 0;
     c->keeps = (flags & CAP_ACKED_KEPT) != 0;
-    c->lost = (flags & CAP_ACKED_LOST) != 0;
+    c->lost = c->acked_lost = (flags & CAP_ACKED_LOST) != 0;
     c->phase = phase_of(flags);
     c->partition = s->partition;
     c->next_number = s->next_number;

@@ -104,6 +104,7 @@ typedef struct conn {
     bool until_unterminated; /* and sent_unterminated */
     bool held;
     int64_t low_water;          /* of that record; -1 unknown */
+    uint64_t topic_mark;        /* the topic's then; 0 unknown */
     uint32_t resume_byte;       /* adopted: of the first frame, acknowledged */
     cap_intent *adopted;        /* what its last owner left, until it goes on */
     struct settle_doubt *doubt; /* being looked for, or NULL */

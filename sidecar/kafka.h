@@ -60,6 +60,15 @@ const char *kafka_not_ready_why(const kafka *k); /* "" when ready */
    authorisation, and old ones, tell nothing. */
 bool kafka_readable(const kafka *k);
 
+/*
+ * Which topic of that name it is: its id, hashed; 0 where brokers do not tell.
+ * kafka_topic_look asks again, as soon as it can; kafka_topic_looked is raised
+ * by each answer to a question that was asked after the one before.
+ */
+uint64_t kafka_topic_mark(const kafka *k);
+uint64_t kafka_topic_look(kafka *k); /* the answer has more than this */
+uint64_t kafka_topic_looked(const kafka *k);
+
 /* Largest value that the topic takes, at most config's record_size. */
 size_t kafka_record_limit(const kafka *k);
 

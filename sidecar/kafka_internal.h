@@ -62,8 +62,9 @@ typedef struct {
     kafka_topic_step step;
     loop_timer timer; /* the next look */
     int64_t backoff_ns;
-    bool asked;     /* at least once */
-    bool bypassing; /* the controller: see options_for */
+    bool asked;             /* at least once */
+    uint64_t looks, looked; /* begun, and the latest that was answered */
+    bool bypassing;         /* the controller: see options_for */
 
     bool ready;
     kafka_why why;
@@ -78,6 +79,7 @@ typedef struct {
     int32_t ends_size;
     int64_t ready_ns;   /* since when */
     char id[32];        /* base64 */
+    uint64_t mark;      /* of that; 0: it has none */
     size_t max_message; /* the topic's max.message.bytes, or 0: unknown */
     bool configs_noted; /* said that they cannot be read */
     bool isr_warned;

@@ -56,6 +56,28 @@ bool kafka_readable(const kafka *k) {
     return !k->topic.unreadable;
 }
 
+uint64_t kafka_topic_mark(const kafka *k) {
+    return k->topic.mark;
+}
+
+uint64_t kafka_topic_looked(const kafka *k) {
+    return k->topic.looked;
+}
+
+uint64_t kafka_topic_look(kafka *k) {
+    uint64_t looks = k->topic.looks;
+    look(k);
+    return looks;
+}
+
+/* FNV-1a */
+static uint64_t mark_of(const char *id) {
+    uint64_t h = 0xcbf29ce484222325u;
+    for (; *id != '\0'; id++)
+        h = (h ^ (unsigned char)*id) * 0x100000001b3u;
+    return h != 0 ? h : 1;
+}
+
 int64_t kafka_known_end(const kafka *k, int32_t partition) {
     return partition >= 0 && partition < k->topic.partitions
                ? k->topic.ends[partition]
@@ -187,6 +209,7 @@ static void look(kafka *k) {
     if (k->state != KAFKA_RUNNING || k->topic.step != TOPIC_IDLE)
         return;
     k->topic.step = TOPIC_DESCRIBING;
+    k->topic.looks++;
     rd_kafka_TopicCollection_t *topics =
         rd_kafka_TopicCollection_of_topic_names(names, 1);
     rd_kafka_AdminOptions_t *options =
@@ -309,6 +332,7 @@ static void check_identity(kafka *k, const rd_kafka_TopicDescription_t *topic) {
             t->ends[i] = -1;
     }
     snprintf(t->id, sizeof(t->id), "%s", text);
+    t->mark = mark_of(text);
 }
 
 static int make_room(kafka *k, int32_t n) {
@@ -368,6 +392,7 @@ static void described(kafka *k, rd_kafka_event_t *event) {
     t->missing = false;
     t->described = (int32_t)partitions;
     check_identity(k, topics[0]);
+    t->looked = t->looks;
     check_reading(k, topics[0]);
     if (!may_write(topics[0])) {
         kafka_topic_not_ready(

@@ -357,6 +357,7 @@ static void write_intent(const ledger_record *r) {
     i->prior_requests = r->span.prior_requests;
     i->requests = c->sent_requests;
     i->unterminated_read = c->sent_unterminated;
+    i->mark = c->topic_mark;
     atomic_store_explicit(&i->acked, 0, memory_order_relaxed);
     step(STEP_INTENT_FIELDS);
     atomic_store_explicit(&i->number, r->number, memory_order_release);
@@ -529,7 +530,7 @@ static void write_plan(const conn *c, const conn_plan *plan) {
     }
     pool_doubling(c->pool, plan->doubled);
     step(STEP_RENAME_DOUBLING);
-    i->from_seq = plan->from_seq;
+    i->mark = plan->from_seq;
     step(STEP_RENAME_FROM);
     i->flags = CAP_INTENT_RENAMED(c->renames + 1);
     step(STEP_RENAME);
@@ -623,7 +624,7 @@ void ledger_resume(ledger *l, conn *c) {
     }
     if (i->flags & CAP_INTENT_RENAME) {
         c->held = false;
-        carry_out(l, c, i->from_seq, CAP_INTENT_RENAMES(i->flags));
+        carry_out(l, c, i->mark, CAP_INTENT_RENAMES(i->flags));
     } else if (atomic_load_explicit(&i->acked, memory_order_relaxed)) {
         c->held = false;
         skip_record(c);
@@ -754,6 +755,7 @@ static bool next_record(ledger *l, conn *c) {
     if (c->until_seq == 0) {
         c->low_water =
             l->kafka != NULL ? kafka_known_end(l->kafka, c->partition) : -1;
+        c->topic_mark = l->kafka != NULL ? kafka_topic_mark(l->kafka) : 0;
     }
     r->len = encode_record(c, r->value, cap, r->number, &r->span);
     c->until_seq = 0;

@@ -15,6 +15,7 @@
 #include "sidecar/step.h"
 
 #define AGAIN_NS 500000000ll  /* Kafka is not ready, or a barrier failed */
+#define LOOK_NS 100000000ll   /* the topic has not been described yet */
 #define IDLE_NS 60000000000ll /* the consumer is kept for so long */
 #define SLOW_NS 30000000000ll /* a round that takes longer is logged */
 #define HASH_SIZE 4096u       /* of doubts by connectionId */
@@ -26,6 +27,7 @@ typedef struct settle_doubt {
     conn *conn; /* NULL: forgotten */
     uint32_t number;
     int64_t low_water;
+    uint64_t topic_mark;
     int64_t offset; /* where it was found, or -1 */
     bool found;
     struct settle_doubt *same_hash;
@@ -38,7 +40,8 @@ enum round_state {
     ROUND_NONE,
     ROUND_WAITING, /* for settle.time, or for Kafka */
     ROUND_BARRIER, /* for the barrier's report */
-    ROUND_READING
+    ROUND_READING,
+    ROUND_LOOKING /* whether it is the same topic */
 };
 
 typedef struct {
@@ -57,7 +60,8 @@ typedef struct partition {
     struct doubts round;   /* of this one */
     loop_timer timer;
     int64_t begun_ns;
-    int64_t end; /* the barrier's offset */
+    int64_t end;   /* the barrier's offset */
+    uint64_t look; /* kafka_topic_look's */
     barrier barrier;
     LIST_ENTRY(partition) all;
 } partition;
@@ -224,6 +228,7 @@ int settle_add(settle *s, conn *c) {
     d->conn = c;
     d->number = c->next_number;
     d->low_water = c->low_water;
+    d->topic_mark = c->topic_mark;
     d->offset = -1;
     c->doubt = d;
     TAILQ_INSERT_TAIL(&p->waiting, d, all);
@@ -256,13 +261,21 @@ void settle_forget(settle *s, conn *c) {
 
 /* ---- a round ---- */
 
+/* Nothing can be said of a topic that is no more. */
+static bool same_topic(const settle *s, const settle_doubt *d) {
+    uint64_t now = kafka_topic_mark(s->kafka);
+
+    return d->topic_mark == 0 || now == 0 || d->topic_mark == now;
+}
+
 static void verdicts(partition *p, bool readable) {
     settle *s = p->settle;
     settle_doubt *d;
 
     while ((d = TAILQ_FIRST(&p->round)) != NULL) {
         conn *c = d->conn;
-        settle_verdict verdict = !readable  ? SETTLE_UNREADABLE
+        settle_verdict verdict = !readable || !same_topic(s, d)
+                                     ? SETTLE_UNREADABLE
                                  : d->found ? SETTLE_FOUND
                                             : SETTLE_ABSENT;
         int64_t offset = d->offset;
@@ -367,10 +380,27 @@ static void begin_round(partition *p) {
     p->begun_ns = loop_now_ns(p->settle->loop);
 }
 
+/* Until it has been described by an answer to what was asked when the barrier
+   was there already. */
+static void look(partition *p) {
+    settle *s = p->settle;
+
+    if (kafka_topic_looked(s->kafka) > p->look) {
+        round_over(p, true);
+        return;
+    }
+    (void)kafka_topic_look(s->kafka);
+    loop_timer_set(s->loop, &p->timer, LOOK_NS);
+}
+
 static void timer_due(loop_timer *timer) {
     partition *p =
         (partition *)(void *)((char *)timer - offsetof(partition, timer));
 
+    if (p->state == ROUND_LOOKING) {
+        look(p);
+        return;
+    }
     if (TAILQ_EMPTY(&p->round)) {
         begin_round(p);
     }
@@ -458,7 +488,13 @@ static void reading_over(partition *p, bool readable) {
     if (--s->reading == 0) {
         loop_timer_set(s->loop, &s->idle, IDLE_NS);
     }
-    round_over(p, readable);
+    if (!readable) {
+        round_over(p, false);
+        return;
+    }
+    p->state = ROUND_LOOKING;
+    p->look = kafka_topic_look(s->kafka);
+    look(p);
 }
 
 static void read_event(void *owner, int32_t number, kafka_read what,

@@ -7,6 +7,7 @@
  *   doubts come -> settle.time -> barrier: a record of ours, acknowledged at B
  *                                     |
  *     verdicts  <-  read from the lowest low-water of the doubts up to B
+ *                   is it still the same topic?
  *
  * After settle.time nothing that the dead producer had sent can still arrive,
  * so that what is not below B never will be there.  The barrier is a lone
@@ -14,7 +15,8 @@
  *
  * The partition is read without a group; from its beginning where the low-water
  * is not known.  It cannot be read where we are not permitted, or where the
- * low-water is no longer in the log.
+ * low-water is no longer in the log; nor where the topic of that name is
+ * another one than when the record was made, which is asked when all is read.
  */
 #ifndef SIDECAR_SETTLE_H
 #define SIDECAR_SETTLE_H

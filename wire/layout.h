@@ -184,9 +184,10 @@ typedef struct {
     _Atomic uint32_t acked;
     uint32_t requests; /* endOfMessage in all records, this one included */
     uint32_t unterminated_read; /* after this one */
-    /* CAP_INTENT_RENAME: the first frame that goes on; what is before it and
-       not acknowledged is passed over */
-    uint64_t from_seq;
+    /* what the topic's id is when the record is first handed over, hashed; 0:
+       not known.  CAP_INTENT_RENAME: the first frame that goes on; what is
+       before it and not acknowledged is passed over */
+    uint64_t mark;
 } cap_intent;
 
 /* flags: the connectionId is being given up, and is the slot's renames-th then */

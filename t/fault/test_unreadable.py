@@ -54,7 +54,7 @@ def kills(scene, writer, times, drop, wait="off"):
     r = seeded()
     writer["sidecar_conf"]["settle.unreadable"] = "drop" if drop else "resend"
     s = scene(wait=wait, **writer)
-    assert "may not be read" in s.sidecar.log_text()
+    s.sidecar.process.wait_for_log("may not be read", 30)
     with s.load(timeout=120) as load:
         for i in range(times):
             if i % 2:

@@ -44,6 +44,7 @@ static struct {
     void *read_owner;
     size_t limit;
     bool ready, blind, known_blind;
+    uint64_t mark, looks;
     unsigned (*dice)(unsigned n);
 } broker;
 
@@ -173,6 +174,21 @@ bool kafka_ready(const kafka *k) {
 const char *kafka_not_ready_why(const kafka *k) {
     (void)k;
     return "";
+}
+
+uint64_t kafka_topic_mark(const kafka *k) {
+    (void)k;
+    return broker.mark;
+}
+
+uint64_t kafka_topic_look(kafka *k) {
+    (void)k;
+    return broker.looks++;
+}
+
+uint64_t kafka_topic_looked(const kafka *k) {
+    (void)k;
+    return broker.looks;
 }
 
 bool kafka_readable(const kafka *k) {

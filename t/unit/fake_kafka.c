@@ -30,6 +30,7 @@ static struct {
     bool ready, full;
     bool blind;      /* nothing can be read */
     bool unreadable; /* and that is known */
+    uint64_t mark, looks;
     kafka_read_cb read;
     void *read_owner;
     int32_t reading; /* partition, or -1 */
@@ -59,6 +60,21 @@ void kafka_reload(kafka *k) {
 bool kafka_ready(const kafka *k) {
     (void)k;
     return fake_kafka.ready;
+}
+
+uint64_t kafka_topic_mark(const kafka *k) {
+    (void)k;
+    return fake_kafka.mark;
+}
+
+uint64_t kafka_topic_look(kafka *k) {
+    (void)k;
+    return fake_kafka.looks++;
+}
+
+uint64_t kafka_topic_looked(const kafka *k) {
+    (void)k;
+    return fake_kafka.looks;
 }
 
 bool kafka_readable(const kafka *k) {

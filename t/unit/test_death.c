@@ -757,6 +757,10 @@ START_TEST(deaths_without_permission_to_read_keep_to_their_counts) {
 END_TEST
 
 #ifdef CAPTURE_KILL_POINTS
+static unsigned never(unsigned n) {
+    return n - 1;
+}
+
 /* The next one's first turn, after a death without anything else. */
 static void succeed(void) {
     fuse = 0;
@@ -865,6 +869,67 @@ START_TEST(an_id_that_is_given_up_is_given_up_once) {
     ck_assert_uint_eq(p->count.captured, 1);
     ck_assert_uint_eq(p->count.doubled, 1);
     ck_assert_uint_eq(p->count.open, 1);
+}
+END_TEST
+
+/* The answer of a request that is passed over goes the same way, whoever owns the
+   pool when it comes. */
+START_TEST(an_exchange_that_is_passed_over_stays_so) {
+    go_blind(true, true);
+    fake_take_slot(w, 0, "r1");
+    fake_read(w, 0, CAP_FRAME_BEGIN, "GET");
+    fake_eom(w, 0, 0);
+    ck_assert_ptr_null(begin_life());
+    ck_assert_ptr_null(turn());
+    pass(S);
+    broker_report(0, KAFKA_IN_DOUBT);
+    pass(S);
+    for (int i = 0; i < _i; i++) {
+        succeed();
+    }
+    fake_write(w, 0, "200");
+    if (_i > 0) {
+        succeed();
+    }
+    ck_assert_ptr_null(turn());
+    pass(2 * S);
+    ck_assert_uint_eq(broker.nsent, 0);
+    fake_end(w, 0, CAP_END_COMPLETE);
+    fake_exchange(w, 0, "GET", "200");
+    ck_assert_ptr_null(turn());
+    ck_assert_uint_eq(broker.nsent, 1);
+    broker_report(0, KAFKA_ACKED);
+    ck_assert_uint_eq(p->count.captured, 1);
+    ck_assert_uint_eq(p->count.reason[CAP_MAYBE_LOST], 1);
+}
+END_TEST
+
+/* What is not in a topic of that name may have been in the one before. */
+START_TEST(a_topic_that_was_made_again_tells_nothing) {
+    broker.mark = 7;
+    fake_take_slot(w, 0, "r1");
+    fake_exchange(w, 0, "GET", "200");
+    ck_assert_ptr_null(begin_life());
+    ck_assert_ptr_null(turn());
+    broker.nsent = 0; /* it is not there */
+    broker.mark = 7 + (uint64_t)(_i & 1);
+    if (_i & 2) {
+        succeed();
+    } else {
+        broker.nsent = 1;
+        broker.dice = never;
+        broker_report(0, KAFKA_IN_DOUBT);
+    }
+    for (int i = 0; i < 100 && metrics_cell[METRIC_DOUBTS] > 0; i++) {
+        pass(100 * MS);
+        if (broker.nsent > 0) {
+            broker_report(0, KAFKA_ACKED); /* the barrier */
+        }
+        broker_feed(100);
+    }
+    ledger_pump(lg);
+    ck_assert_uint_eq(broker.nsent, 1);
+    ck_assert_str_eq(broker.sent[0].key, _i & 1 ? "r1.1" : "r1");
 }
 END_TEST
 #endif
@@ -981,6 +1046,8 @@ int main(void) {
                    the_intent_of_a_slots_last_connection_is_not_the_next_ones);
     tcase_add_test(t, a_byte_of_one_frame_is_not_the_next_ones);
     tcase_add_loop_test(t, an_id_that_is_given_up_is_given_up_once, 0, 12);
+    tcase_add_loop_test(t, an_exchange_that_is_passed_over_stays_so, 0, 4);
+    tcase_add_loop_test(t, a_topic_that_was_made_again_tells_nothing, 0, 4);
 #endif
     suite_add_tcase(s, t);
 

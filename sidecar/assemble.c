@@ -29,11 +29,14 @@ struct assemble {
     struct conn_list conns; /* all of them */
     struct conn_list timed; /* the first unsent the longest ago */
     loop_timer timer;
+    loop_timer relief; /* while the pool is nearly full */
 };
 
 static void conn_abandoned(conn *c, unsigned reason);
 static void conn_closed(conn *c);
 static void timer_due(loop_timer *timer);
+static void relief_due(loop_timer *timer);
+static void watch(assemble *a);
 static int64_t sound_time(const assemble *a, conn *c, int64_t ts_ns);
 
 const ledger_events assemble_events = {conn_abandoned, conn_closed};
@@ -56,6 +59,7 @@ assemble *assemble_new(pool *p, ledger *lg, loop *l, int64_t flush_ns) {
     a->loop = l;
     a->flush_ns = flush_ns;
     a->timer.due = timer_due;
+    a->relief.due = relief_due;
     TAILQ_INIT(&a->conns);
     TAILQ_INIT(&a->timed);
     assemble_turn(a);
@@ -79,6 +83,7 @@ void assemble_discard(assemble *a) {
         ledger_discard(a->ledger, c);
     }
     loop_timer_cancel(a->loop, &a->timer);
+    loop_timer_cancel(a->loop, &a->relief);
 }
 
 void assemble_free(assemble *a) {
@@ -163,6 +168,48 @@ static void queued(assemble *a, conn *c) {
     }
 }
 
+#define RELIEF_NS 100000000ll
+
+/* Whether its oldest frame holds a block that many others came after. */
+static bool pins(const assemble *a, const conn *c) {
+    const pool *p = a->pool;
+    const frame_ref *r = c->kept != NULL ? c->kept : c->head;
+
+    return r != NULL && r->block != POOL_NO_BLOCK &&
+           p->ring_head - p->blocks[r->block].order >= p->geometry.nblocks / 4;
+}
+
+static bool is_nearly_full(const pool *p) {
+    return !p->closed && p->held >= p->geometry.nblocks / 8 * 7;
+}
+
+static void relief_due(loop_timer *timer) {
+    assemble *a =
+        (assemble *)(void *)((char *)timer - offsetof(assemble, relief));
+    const pool *p = a->pool;
+    conn *c, *next;
+
+    if (!is_nearly_full(p)) {
+        return;
+    }
+    for (c = TAILQ_FIRST(&a->conns);
+         c != NULL && p->held > p->geometry.nblocks / 2; c = next) {
+        next = TAILQ_NEXT(c, all);
+        if (pins(a, c) && ledger_is_stuck(a->ledger, c)) {
+            ledger_give_up(a->ledger, c);
+        }
+    }
+    watch(a);
+}
+
+/* By a timer, so that not every turn looks at every connection, and one comes
+   where no block is left for anything to happen. */
+static void watch(assemble *a) {
+    if (is_nearly_full(a->pool) && a->relief.heap == 0) {
+        loop_timer_set(a->loop, &a->relief, RELIEF_NS);
+    }
+}
+
 void assemble_relieve(assemble *a) {
     pool *p = a->pool;
     conn *c;
@@ -175,6 +222,7 @@ void assemble_relieve(assemble *a) {
                p->geometry.nblocks / 4) {
         flush(a, c);
     }
+    watch(a);
 }
 
 void assemble_flush(assemble *a) {

@@ -54,7 +54,10 @@ void assemble_turn(assemble *a);
 enum cap_reason assemble_frame(assemble *a, const pool_frame *f,
                                const char **why);
 
-/* After the frames of a turn: makes the oldest due if the pool fills up. */
+/*
+ * After the frames of a turn: makes the oldest due if the pool fills up; when it
+ * is nearly full, gives up what waits for Kafka the longest, alone (ledger.h).
+ */
 void assemble_relieve(assemble *a);
 
 /* Makes everything due. */

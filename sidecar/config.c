@@ -104,6 +104,10 @@
       "Kafka is slow or away. Default: none; then memory is the only buffer.")                    \
     X("spool.size", spool_size, SIZE, "1g", M, 16 * 1024 * G, NULL,                               \
       "What the spool may take on the disk.")                                                     \
+    X("pinned.time", pinned_time, TIME, "1s", 100 * MS, 10 * MINUTE, NULL,                        \
+      "When seven eighths of a worker's memory are held: how long a connection may wait for "     \
+      "Kafka, while others do not, before it is given up as lost(pinned) so that others lose "    \
+      "nothing.")                                                                                 \
     X("settle.time", settle_time, TIME, "3s", 0, 10 * MINUTE, NULL,                               \
       "How long the network and the brokers may still hold bytes of a producer that died: "       \
       "so long is waited before a record in doubt is looked for in the topic.")                   \

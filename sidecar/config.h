@@ -77,6 +77,7 @@ typedef struct {
     uint64_t inflight_size; /* bytes encoded and not acknowledged; 64m */
     uint64_t pools_size;    /* bytes of all mapped pools together; 8g */
     int64_t flush_time;     /* default 1s */
+    int64_t pinned_time;    /* default 1s */
     int64_t settle_time;    /* default 3s */
     int settle_drop;        /* settle.unreadable = drop (else: resend) */
     char *spool_path;       /* NULL: none */

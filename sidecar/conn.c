@@ -465,6 +465,7 @@ void conn_restart(conn *c, uint64_t from_seq) {
     sort_out(c, from_seq);
     c->keeps = false;
     c->until_seq = 0;
+    c->waits_ns = 0;
     c->next_number = 1;
     c->partition = -1;
     c->low_water = -1;

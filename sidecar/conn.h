@@ -91,6 +91,8 @@ typedef struct conn {
     int32_t partition;    /* -1: not fixed yet */
 
     struct ledger_record *record; /* unacknowledged, or NULL */
+    int64_t waits_ns; /* for Kafka, since its record was handed over first, or
+                         was in doubt; 0: for nothing */
 
     /*
      * A record that was handed over and may or may not be in the topic: it

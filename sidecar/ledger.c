@@ -36,6 +36,7 @@ typedef struct ledger_record {
     encode_span span;
     bool exported;     /* was offered to the export */
     bool failed;       /* was handed over before */
+    bool out;          /* Kafka has it: a report will come */
     int64_t handed_ns; /* first; 0: not yet */
     int64_t backoff_ns;
     loop_timer retry;
@@ -55,7 +56,11 @@ struct ledger {
     size_t kept;
     bool stopping;
     bool resend; /* settle.unreadable */
-    log_limiter log_retry, log_rejected, log_doubt, log_export, log_internal;
+    int64_t pinned_ns;
+    int64_t taken_ns; /* when the last of all that is acknowledged was handed
+                         over */
+    log_limiter log_retry, log_rejected, log_doubt, log_export, log_internal,
+        log_pinned;
 };
 
 static void delivered(void *owner, void *record, kafka_result result,
@@ -86,6 +91,7 @@ ledger *ledger_new(const config *c, loop *loop, const ledger_events *ev) {
     l->record_size = c->record_size;
     l->inflight_size = c->inflight_size;
     l->resend = c->settle_drop == 0;
+    l->pinned_ns = c->pinned_time;
     metrics_cell[METRIC_INFLIGHT_LIMIT] = c->inflight_size;
     TAILQ_INIT(&l->due);
     if (c->export_path != NULL) {
@@ -416,6 +422,13 @@ static void abandon(ledger *l, conn *c, unsigned reason, unsigned with_eom,
         end = pool_make(c->pool, CAP_FRAME_ABANDON, (uint16_t)reason,
                         c->last_ts_ns);
     }
+    if (c->record != NULL && !c->record->out) {
+        free_record(c->record);
+    }
+    if (c->record != NULL) {
+        c->mute = true; /* until its report */
+        return;
+    }
     if (end == NULL) {
         close_conn(l, c);
         return;
@@ -423,6 +436,24 @@ static void abandon(ledger *l, conn *c, unsigned reason, unsigned with_eom,
     end->flags = CONN_FRAME_SIDECAR;
     conn_append(c, end);
     ledger_flush(l, c);
+}
+
+bool ledger_is_stuck(const ledger *l, const conn *c) {
+    return c->waits_ns != 0 && !c->slot_returned &&
+           loop_now_ns(l->loop) - c->waits_ns >= l->pinned_ns &&
+           c->waits_ns < l->taken_ns;
+}
+
+void ledger_give_up(ledger *l, conn *c) {
+    log_limited(&l->log_pinned, LOG_LEVEL_ERROR,
+                "partition %" PRId32 " has taken nothing of %.*s for %" PRId64
+                " ms, and the worker's memory is nearly full: the connectionId "
+                "is abandoned, so that others lose nothing",
+                c->partition, (int)c->id_len, c->id,
+                (loop_now_ns(l->loop) - c->waits_ns) / 1000000);
+    settle_forget(l->settle, c);
+    c->held = false;
+    abandon(l, c, CAP_PINNED, CAP_RESPONSE, false);
 }
 
 /* ---- reports ---- */
@@ -437,6 +468,7 @@ static void confirmed(ledger *l, conn *c, uint32_t number, int64_t offset) {
 
     c->next_number = number + 1;
     c->until_seq = 0;
+    c->waits_ns = 0;
     step(STEP_REPORTED);
     intent_acked(c);
     if (offset >= 0 && !c->slot_returned && pool_owned(c->pool)) {
@@ -458,6 +490,9 @@ static void acked(ledger *l, ledger_record *r, int64_t offset) {
     metrics_cell[METRIC_RECORD_BYTES] += r->len;
     metrics_observe(HISTOGRAM_DELIVERY,
                     (uint64_t)(loop_now_ns(l->loop) - r->handed_ns));
+    if (r->handed_ns > l->taken_ns) {
+        l->taken_ns = r->handed_ns;
+    }
     pool_count_record(c->pool, r->len);
     free_record(r);
     confirmed(l, c, number, offset);
@@ -497,6 +532,7 @@ static void rejected(ledger *l, ledger_record *r, const char *why) {
 /* The record from c->send to until_seq and until_byte may be in the topic. */
 static void look_for(ledger *l, conn *c) {
     c->held = true;
+    c->waits_ns = c->waits_ns != 0 ? c->waits_ns : loop_now_ns(l->loop);
     if (settle_add(l->settle, c) != 0) {
         settled(l, c, SETTLE_UNREADABLE, -1);
     }
@@ -649,6 +685,7 @@ static void delivered(void *owner, void *record, kafka_result result,
         return;
     }
     c = r->conn;
+    r->out = false;
     if (c->mute) {
         free_record(r);
         l->events->closed(c);
@@ -715,6 +752,7 @@ static int hand_over(ledger *l, ledger_record *r) {
 
     if (r->handed_ns == 0) {
         r->handed_ns = loop_now_ns(l->loop);
+        c->waits_ns = r->handed_ns;
     }
     if (l->kafka == NULL) {
         export_only(l, r);
@@ -727,6 +765,7 @@ static int hand_over(ledger *l, ledger_record *r) {
                       r->len, r) != 0) {
         return -1;
     }
+    r->out = true;
     step(STEP_PRODUCED);
     metrics_cell[METRIC_RECORDS_RETRIED] += again;
     return 0;

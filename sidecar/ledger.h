@@ -67,6 +67,14 @@ void ledger_settle(ledger *l, conn *c);
  */
 void ledger_resume(ledger *l, conn *c);
 
+/* Whether Kafka has not answered for `c` for pinned.time, and has taken what
+   was handed to it later. */
+bool ledger_is_stuck(const ledger *l, const conn *c);
+
+/* Ends such a connection as lost(pinned): its blocks go back.  Of the record
+   that is on its way nothing is counted any more. */
+void ledger_give_up(ledger *l, conn *c);
+
 /* Sends nothing more of `c` and counts nothing; `closed` comes at once, or
    with the report of its record. */
 void ledger_discard(ledger *l, conn *c);

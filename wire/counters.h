@@ -55,7 +55,10 @@
       "in doubt: the broker may or may not hold its record")                   \
     X(BAD_LINK, 40, LOST, "bad_link",                                          \
       "the worker's memory broke the link's rules")                            \
-    X(INTERNAL, 41, LOST, "internal", "out of memory, or a bug; see the log")
+    X(INTERNAL, 41, LOST, "internal", "out of memory, or a bug; see the log")  \
+    X(PINNED, 43, LOST, "pinned",                                              \
+      "Kafka took nothing of its connection, whose bytes filled the memory, "  \
+      "and much of others meanwhile")
 
 #define CAP_REASON_CELLS 64
 

@@ -11,7 +11,7 @@ import urllib.request
 from dataclasses import dataclass, field
 
 # in these an exchange may be in the topic, or not, or without its response
-DOUBT = ("link_lost", "maybe_lost")
+DOUBT = ("link_lost", "maybe_lost", "pinned")
 
 _LINE = re.compile(r'capture_exchanges_(\w+?)(?:_total)?(?:{reason="(\w+)"})? (\d+)')
 

@@ -34,7 +34,8 @@ static void open_all(void) {
     static config_property broker = {.name = "bootstrap.servers",
                                      .value = "fake:1"};
 
-    conf = (config){.record_size = 1048076, .inflight_size = 64 << 20};
+    conf = (config){
+        .record_size = 1048076, .inflight_size = 64 << 20, .pinned_time = S};
     conf.kafka[conf.nkafka++] = broker;
     l = loop_new();
     lg = ledger_new(&conf, l, &assemble_events);
@@ -949,6 +950,134 @@ START_TEST(an_id_that_is_too_long_is_abandoned) {
 }
 END_TEST
 
+/* ---- one that waits, with blocks that others need ---- */
+
+/* Exchanges of both connections in each of seven blocks; only b's are taken.
+   They are recorded from `first` on. */
+static void fill(unsigned first) {
+    for (unsigned i = 0; i < 7; i++) {
+        fake_seal(w);
+        fake_exchange(w, 0, "more", "of it");
+        fake_exchange(w, 1, "2", "two");
+        turn();
+        pass(MS);
+        ack(first + i);
+    }
+}
+
+START_TEST(what_is_stuck_is_given_up_so_that_others_lose_nothing) {
+    fake_take_slot(w, 1, "b");
+    fake_exchange(w, 0, "1", "one");
+    turn();
+    pass(MS);
+    fill(1);
+    ck_assert_uint_eq(p->held, 8);
+    pass(S / 2);
+    ck_assert_uint_eq(p->count.reason[CAP_PINNED], 0);
+    turn();
+    pass(S);
+    turn();
+    ck_assert_uint_eq(p->count.reason[CAP_PINNED], 8);
+    ck_assert_uint_eq(p->count.captured, 7);
+    fake_collect(w);
+    ck_assert_uint_eq(w->slots_back, 1);
+    ck_assert_uint_eq(w->blocks_back, 7);
+    fake_take_slot(w, 0, "c");
+    fake_exchange(w, 0, "1", "one");
+    fake_exchange(w, 1, "2", "two");
+    turn();
+    ck_record(8, "c#1 R(1) E(14,711) W(one)");
+    ck_record(9, "b#8+7 R(2) E(14,711) W(two)");
+    report(0, _i == 0   ? KAFKA_ACKED
+              : _i == 1 ? KAFKA_NOT_PERSISTED
+                        : KAFKA_IN_DOUBT); /* nobody asks any more */
+    ck_assert_uint_eq(p->count.captured, 7);
+    ck_assert_uint_eq(fake_kafka.n, 10);
+    ack(8);
+    ack(9);
+    ck_assert_uint_eq(p->count.captured, 9);
+}
+END_TEST
+
+/* Kafka has nothing of it then: no report will come. */
+START_TEST(what_waits_for_its_next_try_is_given_up) {
+    fake_take_slot(w, 1, "b");
+    fake_exchange(w, 0, "1", "one");
+    turn();
+    pass(MS);
+    fill(1);
+    pass(980 * MS);
+    ck_assert_uint_eq(p->count.reason[CAP_PINNED], 0);
+    report(0, KAFKA_NOT_PERSISTED); /* again after 100 ms */
+    pass(98 * MS);
+    ck_assert_uint_eq(p->count.reason[CAP_PINNED], 8);
+    pass(10 * S);
+    ck_assert_uint_eq(fake_kafka.n, 8);
+    ck_assert_uint_eq(metrics_cell[METRIC_INFLIGHT_RECORDS], 0);
+}
+END_TEST
+
+/* When Kafka takes nothing of anybody, nobody is to blame. */
+START_TEST(where_all_wait_nobody_is_given_up) {
+    fake_take_slot(w, 1, "b");
+    fake_exchange(w, 1, "2", "two");
+    turn();
+    ack(0);
+    fake_exchange(w, 0, "1", "one");
+    fake_exchange(w, 1, "2", "two");
+    for (unsigned i = 0; i < 7; i++) {
+        fake_seal(w);
+        fake_exchange(w, i % 2, "more", "of it");
+        turn();
+    }
+    ck_assert_uint_eq(p->held, 8);
+    for (unsigned i = 0; i < 10; i++) {
+        pass(S);
+        turn();
+    }
+    ck_assert_uint_eq(p->count.reason[CAP_PINNED], 0);
+}
+END_TEST
+
+/* Nor while there is room. */
+START_TEST(what_waits_and_is_in_nobodys_way_is_left_alone) {
+    fake_take_slot(w, 1, "b");
+    fake_exchange(w, 0, "1", "one");
+    turn();
+    for (unsigned i = 0; i < 20; i++) {
+        pass(S);
+        fake_seal(w);
+        fake_exchange(w, 1, "2", "two");
+        turn();
+        ack(1 + i);
+    }
+    ck_assert_uint_eq(p->count.reason[CAP_PINNED], 0);
+    ack(0);
+    ck_assert_uint_eq(p->count.captured, 21);
+}
+END_TEST
+
+/* What is in doubt waits too. */
+START_TEST(what_stays_in_doubt_is_given_up) {
+    fake_take_slot(w, 1, "b");
+    fake_exchange(w, 0, "1", "one");
+    turn();
+    report(0, KAFKA_IN_DOUBT);
+    pass(MS);
+    fill(2); /* 1 is the barrier */
+    for (unsigned i = 0; i < 3; i++) {
+        pass(S);
+        turn();
+    }
+    ck_assert_uint_eq(p->count.reason[CAP_PINNED], 8);
+    ck_assert_uint_eq(metrics_cell[METRIC_DOUBTS], 0);
+    ck_assert_uint_eq(fake_kafka.n, 9);
+    ack(1);
+    pass(10 * S);
+    ck_assert_uint_eq(fake_kafka.n, 9);
+}
+END_TEST
+
 /* ---- the worker's end ---- */
 
 START_TEST(a_workers_end_closes_what_is_idle_and_breaks_what_is_not) {
@@ -1368,6 +1497,12 @@ int main(void) {
     tcase_add_test(t, a_request_in_doubt_that_is_dropped_is_filtered);
     tcase_add_test(t, a_request_in_doubt_that_was_refused_is_not_replayed);
     tcase_add_test(t, an_id_that_is_too_long_is_abandoned);
+    tcase_add_loop_test(
+        t, what_is_stuck_is_given_up_so_that_others_lose_nothing, 0, 3);
+    tcase_add_test(t, what_waits_for_its_next_try_is_given_up);
+    tcase_add_test(t, where_all_wait_nobody_is_given_up);
+    tcase_add_test(t, what_waits_and_is_in_nobodys_way_is_left_alone);
+    tcase_add_test(t, what_stays_in_doubt_is_given_up);
     suite_add_tcase(s, t);
 
     t = tcase_create("ends");

@@ -154,6 +154,8 @@ static const struct {
     {GOOD "inflight.size = 1k\n", "inflight.size = 1k: it must be from 1m"},
     {GOOD "drain.time = 2h\n", "drain.time = 2h: it must be from 0ms to 1h"},
     {GOOD "settle.time = 11m\n", "settle.time = 11m: it must be from 0ms to 10m"},
+    {GOOD "pinned.time = 1ms\n",
+     "pinned.time = 1ms: it must be from 100ms to 10m"},
     {GOOD "settle.unreadable = keep\n",
      "settle.unreadable = keep: choose one of: resend|drop"},
     {GOOD "kafka.sasl.password = ${env:NO_SUCH_VARIABLE}\n",

@@ -207,6 +207,19 @@ static void close_sock(peer *p) {
     loop_timer_cancel(ls->loop, &p->hello);
 }
 
+/* Without a socket, in the list.  NULL: out of memory. */
+static peer *new_peer(links *ls) {
+    peer *p = calloc(1, sizeof(*p));
+
+    if (p != NULL) {
+        p->links = ls;
+        p->sock.fd = p->bell.fd = -1;
+        TAILQ_INSERT_TAIL(&ls->peers, p, all);
+        ls->npeers++;
+    }
+    return p;
+}
+
 static void free_peer(peer *p) {
     links *ls = p->links;
 
@@ -395,8 +408,8 @@ static bool is_ours(const peer *p) {
     return false;
 }
 
-/* Maps the pool and hangs the doorbell in.  NULL, or why not. */
-static const char *take_over(peer *p, const int *fds, enum cap_refusal *code) {
+/* Maps the pool, and makes what reads it.  NULL, or why not. */
+static const char *map_pool(peer *p, int fd, enum cap_refusal *code) {
     links *ls = p->links;
     uint64_t left = ls->config->pools_size > ls->pool_bytes
                         ? ls->config->pools_size - ls->pool_bytes
@@ -404,7 +417,7 @@ static const char *take_over(peer *p, const int *fds, enum cap_refusal *code) {
     const char *why;
 
     *code = CAP_REFUSED_LAYOUT;
-    p->pool = pool_open(fds[CAP_FD_POOL], left, &why);
+    p->pool = pool_open(fd, left, &why);
     if (p->pool == NULL) {
         if (why == pool_over_limit) {
             *code = CAP_REFUSED_LIMIT;
@@ -427,9 +440,19 @@ static const char *take_over(peer *p, const int *fds, enum cap_refusal *code) {
         *code = CAP_REFUSED_LIMIT;
         return "out of memory";
     }
+    return NULL;
+}
+
+/* Maps the pool and hangs the doorbell in.  NULL, or why not. */
+static const char *take_over(peer *p, const int *fds, enum cap_refusal *code) {
+    const char *why = map_pool(p, fds[CAP_FD_POOL], code);
+
+    if (why != NULL) {
+        return why;
+    }
     p->bell.fd = fds[CAP_FD_DOORBELL];
     p->bell.ready = bell_ready;
-    if (loop_add(ls->loop, &p->bell, EPOLLIN) != 0) {
+    if (loop_add(p->links->loop, &p->bell, EPOLLIN) != 0) {
         p->bell.fd = -1;
         return "the doorbell cannot be waited for";
     }
@@ -486,6 +509,33 @@ static void welcome(peer *p, uint32_t pid) {
              (int)p->pid, (unsigned)p->uid, p->pool->geometry.nblocks,
              CAP_BLOCK_SIZE / 1024, p->pool->geometry.nslots);
     send_message(p, &m);
+}
+
+/* Nobody is at the other end: as a worker that hangs up at once. */
+int links_adopt_orphan(links *ls, int fd, const char **why) {
+    peer *p = new_peer(ls);
+    enum cap_refusal code;
+
+    if (p == NULL) {
+        *why = "out of memory";
+        return -1;
+    }
+    *why = map_pool(p, fd, &code);
+    if (*why == NULL && pool_own(p->pool) == 0) {
+        *why = "its worker has given this pool up already";
+    }
+    if (*why == NULL) {
+        p->pid = (pid_t)p->pool->header->pid;
+        pool_keep(p->pool);
+        *why = adopt(p);
+    }
+    if (*why != NULL) {
+        free_peer(p);
+        return -1;
+    }
+    p->read_ns = loop_now_ns(ls->loop);
+    unlink_peer(p, ENDING);
+    return 0;
 }
 
 static void greet(peer *p) {
@@ -576,19 +626,15 @@ static bool uid_allowed(const config *c, uid_t uid) {
 static void add_peer(links *ls, int fd) {
     struct ucred cred = {.pid = 0, .uid = (uid_t)-1};
     socklen_t len = sizeof(cred);
-    peer *p = calloc(1, sizeof(*p));
+    peer *p = new_peer(ls);
 
     if (p == NULL) {
         close(fd);
         return;
     }
-    p->links = ls;
-    p->bell.fd = -1;
     p->sock.fd = fd;
     p->sock.ready = sock_ready;
     p->hello.due = hello_late;
-    TAILQ_INSERT_TAIL(&ls->peers, p, all);
-    ls->npeers++;
     (void)getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len);
     p->uid = cred.uid;
     p->pid = cred.pid;

@@ -33,6 +33,15 @@ typedef struct links links;
 links *links_open(const config *c, loop *l, ledger *lg, spool *s);
 
 /*
+ * Takes over a pool whose worker has gone, in `fd` (which stays the caller's;
+ * sealed like a worker's, with offered_* and owner_generation of its last
+ * owner): what is in doubt there is settled, the rest is sent, and its
+ * connections are closed; then it is retired like a worker's.  0, or -1 with
+ * *why.
+ */
+int links_adopt_orphan(links *ls, int fd, const char **why);
+
+/*
  * For the loop's hook: reads what the workers have published, a bounded
  * amount.  Returns how long the loop may sleep, in ns: 0 not at all, -1 for
  * ever.

@@ -609,6 +609,40 @@ START_TEST(what_a_worker_published_is_read_after_it_has_gone) {
 }
 END_TEST
 
+/* Of a worker that nobody will hear of again: as if it had hung up. */
+START_TEST(an_orphan_is_read_to_the_end_and_its_connections_are_closed) {
+    fake_worker *w = fake_worker_new(16, 16);
+    const char *why;
+
+    fake_take_slot(w, 0, "a");
+    fake_take_slot(w, 1, "b");
+    fake_exchange(w, 0, "GET", "200");
+    fake_read(w, 1, CAP_FRAME_BEGIN, "PUT");
+    fake_eom(w, 1, 0);
+    fake_offer(w);
+    atomic_store(&w->header->owner_generation, 1);
+    ck_assert_int_eq(links_adopt_orphan(ls, w->fd, &why), 0);
+    ck_assert_int_eq(links_adopt_orphan(ls, w->fd, &why), -1);
+    ck_assert_str_eq(why,
+                     "this sidecar has had this pool, and it stays its own");
+    wait.acking = true;
+    until(gone);
+    ck_assert_uint_eq(fake_kafka.n, 2);
+    ck_record(0, "a#1! R(GET) E(14,711) W(200) C");
+    ck_record(1, "b#1! R(PUT) E(14,711) X(capture: worker ended) C");
+    ck_assert_uint_eq(atomic_load(&w->header->owner_generation), 2);
+    ck_assert_uint_eq(parts(), 2);
+    ck_assert_uint_eq(sum.captured, 1);
+    ck_assert_uint_eq(sum.reason[CAP_RESPONSE] + sum.reason[CAP_WORKER_EXIT],
+                      1);
+
+    atomic_store(&w->header->owner_generation, CAP_POOL_WITHDRAWN);
+    ck_assert_int_eq(links_adopt_orphan(ls, w->fd, &why), -1);
+    ck_assert_str_eq(why, "its worker has given this pool up already");
+    fake_worker_free(w);
+}
+END_TEST
+
 START_TEST(a_bad_worker_ends_its_own_link_alone_and_is_counted) {
     client good = link_client();
     client c = link_client();
@@ -720,6 +754,8 @@ int main(void) {
     tcase_add_test(t, a_worker_whose_doorbell_goes_first_is_read_to_the_end);
     tcase_add_test(t, a_reader_that_has_just_read_naps);
     tcase_add_test(t, what_a_worker_published_is_read_after_it_has_gone);
+    tcase_add_test(t,
+                   an_orphan_is_read_to_the_end_and_its_connections_are_closed);
     tcase_add_loop_test(t, a_bad_worker_ends_its_own_link_alone_and_is_counted,
                         0, 3);
     tcase_add_test(t, a_message_after_the_hello_ends_the_link);

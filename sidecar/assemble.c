@@ -38,6 +38,7 @@ static void timer_due(loop_timer *timer);
 static void relief_due(loop_timer *timer);
 static void watch(assemble *a);
 static int64_t sound_time(const assemble *a, conn *c, int64_t ts_ns);
+static int end_conn(assemble *a, conn *c, enum cap_reason reason);
 
 const ledger_events assemble_events = {conn_abandoned, conn_closed};
 
@@ -460,8 +461,10 @@ static void count_the_uncounted(assemble *a) {
         told = told < missing ? told : missing;
         pool_count_missing(p, class, told);
         step(STEP_MISSING_TOLD);
-        pool_count_missing(p, CAP_LINK_LOST, missing - told);
-        step(STEP_MISSING_LOST);
+        if (!p->is_orphan) { /* else its worker had not come to publish them */
+            pool_count_missing(p, CAP_LINK_LOST, missing - told);
+            step(STEP_MISSING_LOST);
+        }
     }
     pool_ending(p, 0, 0);
 }
@@ -480,7 +483,11 @@ void assemble_adopted(assemble *a) {
         if (c->held) {
             conn_rewind(c, c->resume_byte);
             c->resume_byte = 0;
-            ledger_resume(a->ledger, c);
+            /* its last record has the end that its last owner made */
+            if (c->until_seq != CAP_SEQ_LAST ||
+                end_conn(a, c, CAP_WORKER_EXIT) == 0) {
+                ledger_resume(a->ledger, c);
+            }
             step(STEP_RESUMED);
         }
     }
@@ -817,22 +824,23 @@ enum cap_reason assemble_frame(assemble *a, const pool_frame *f,
 
 /* ---- the end ---- */
 
-static void end_conn(assemble *a, conn *c, enum cap_reason reason) {
+/* 0, or -1: out of memory, and the connection is given up. */
+static int end_conn(assemble *a, conn *c, enum cap_reason reason) {
     bool quiet = c->phase == CONN_IDLE && reason == CAP_WORKER_EXIT;
     bool counts = false;
     frame_ref *r;
 
     if (c->slot_returned || (c->phase == CONN_ENDED && !c->unsent_end) ||
         (c->phase == CONN_ENDED && reason == CAP_WORKER_EXIT)) {
-        return; /* its end is on the way */
+        return 0; /* its end is on the way */
     }
     if (reason != CAP_WORKER_EXIT) {
         conn_cut_unsent(c, reason);
         if (c->unsent_end) {
-            return; /* it may be in the topic already */
+            return 0; /* it may be in the topic already */
         }
     } else if (c->phase == CONN_REQUEST) {
-        spare_doubtful(c, UINT64_MAX);
+        spare_doubtful(c, CAP_SEQ_LAST);
         counts = conn_cut_exchange(c);
     }
     c->phase = CONN_ENDED;
@@ -843,12 +851,13 @@ static void end_conn(assemble *a, conn *c, enum cap_reason reason) {
     if (r == NULL) {
         conn_cut_all(c, CAP_INTERNAL, CAP_RESPONSE);
         ledger_discard(a->ledger, c);
-        return;
+        return -1;
     }
     r->flags = CONN_FRAME_SIDECAR | (counts ? CONN_FRAME_COUNTS : 0) |
                (c->lost ? CONN_FRAME_LOST : 0);
     conn_append(c, r);
     ledger_flush(a->ledger, c);
+    return 0;
 }
 
 void assemble_end(assemble *a, enum cap_reason reason) {
@@ -860,6 +869,6 @@ void assemble_end(assemble *a, enum cap_reason reason) {
     }
     for (c = TAILQ_FIRST(&a->conns); c != NULL; c = next) {
         next = TAILQ_NEXT(c, all);
-        end_conn(a, c, reason);
+        (void)end_conn(a, c, reason);
     }
 }

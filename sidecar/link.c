@@ -220,6 +220,11 @@ static peer *new_peer(links *ls) {
     return p;
 }
 
+static void count_pool_bytes(links *ls, uint64_t added, uint64_t gone) {
+    ls->pool_bytes += added - gone;
+    metrics_cell[METRIC_POOL_BYTES] = ls->pool_bytes;
+}
+
 static void free_peer(peer *p) {
     links *ls = p->links;
 
@@ -228,8 +233,7 @@ static void free_peer(peer *p) {
         assemble_free(p->assemble);
     }
     if (p->pool != NULL) {
-        ls->pool_bytes -= p->pool->mapped;
-        metrics_cell[METRIC_POOL_BYTES] = ls->pool_bytes;
+        count_pool_bytes(ls, 0, p->pool->mapped);
         pool_free(p->pool);
     }
     TAILQ_REMOVE(&ls->peers, p, all);
@@ -401,11 +405,35 @@ static bool is_ours(const peer *p) {
 
     TAILQ_FOREACH(other, &p->links->peers, all) {
         if (other != p && other->pool != NULL &&
-            other->pool->inode == p->pool->inode) {
+            other->pool->inode == p->pool->inode &&
+            other->pool->device == p->pool->device) {
             return true;
         }
     }
     return false;
+}
+
+/* What p->pool needs around it; NULL, or why it must not be read. */
+static const char *furnish(peer *p, enum cap_refusal *code) {
+    links *ls = p->links;
+
+    count_pool_bytes(ls, p->pool->mapped, 0);
+    if (is_ours(p)) {
+        *code = CAP_REFUSED_LAYOUT;
+        pool_keep(p->pool);
+        return "this sidecar has had this pool, and it stays its own";
+    }
+    *code = CAP_REFUSED_LIMIT;
+    if (ls->spool != NULL && pool_use_spool(p->pool, ls->spool) != 0) {
+        return "out of memory";
+    }
+    p->assemble =
+        assemble_new(p->pool, ls->ledger, ls->loop, ls->config->flush_time);
+    if (p->assemble == NULL) {
+        return "out of memory";
+    }
+    *code = CAP_REFUSED_LAYOUT; /* of what else may be wrong */
+    return NULL;
 }
 
 /* Maps the pool, and makes what reads it.  NULL, or why not. */
@@ -416,31 +444,12 @@ static const char *map_pool(peer *p, int fd, enum cap_refusal *code) {
                         : 0;
     const char *why;
 
-    *code = CAP_REFUSED_LAYOUT;
     p->pool = pool_open(fd, left, &why);
     if (p->pool == NULL) {
-        if (why == pool_over_limit) {
-            *code = CAP_REFUSED_LIMIT;
-        }
+        *code = why == pool_over_limit ? CAP_REFUSED_LIMIT : CAP_REFUSED_LAYOUT;
         return why;
     }
-    ls->pool_bytes += p->pool->mapped;
-    metrics_cell[METRIC_POOL_BYTES] = ls->pool_bytes;
-    if (is_ours(p)) {
-        pool_keep(p->pool);
-        return "this sidecar has had this pool, and it stays its own";
-    }
-    if (ls->spool != NULL && pool_use_spool(p->pool, ls->spool) != 0) {
-        *code = CAP_REFUSED_LIMIT;
-        return "out of memory";
-    }
-    p->assemble =
-        assemble_new(p->pool, ls->ledger, ls->loop, ls->config->flush_time);
-    if (p->assemble == NULL) {
-        *code = CAP_REFUSED_LIMIT;
-        return "out of memory";
-    }
-    return NULL;
+    return furnish(p, code);
 }
 
 /* Maps the pool and hangs the doorbell in.  NULL, or why not. */
@@ -511,22 +520,32 @@ static void welcome(peer *p, uint32_t pid) {
     send_message(p, &m);
 }
 
-/* Nobody is at the other end: as a worker that hangs up at once. */
-int links_adopt_orphan(links *ls, int fd, const char **why) {
-    peer *p = new_peer(ls);
+/* ---- orphans ---- */
+
+static const char *map_orphan(peer *p, int fd, bool in_file) {
     enum cap_refusal code;
+    const char *why;
+
+    p->pool =
+        in_file ? pool_open_file(fd, &why) : pool_open(fd, UINT64_MAX, &why);
+    return p->pool == NULL ? why : furnish(p, &code);
+}
+
+/* Nobody is at the other end: as a worker that hangs up at once. */
+static int adopt_orphan(links *ls, int fd, bool in_file, const char **why) {
+    peer *p = new_peer(ls);
 
     if (p == NULL) {
         *why = "out of memory";
         return -1;
     }
-    *why = map_pool(p, fd, &code);
+    *why = map_orphan(p, fd, in_file);
     if (*why == NULL && pool_own(p->pool) == 0) {
         *why = "its worker has given this pool up already";
     }
     if (*why == NULL) {
         p->pid = (pid_t)p->pool->header->pid;
-        pool_keep(p->pool);
+        pool_orphan(p->pool);
         *why = adopt(p);
     }
     if (*why != NULL) {
@@ -536,6 +555,14 @@ int links_adopt_orphan(links *ls, int fd, const char **why) {
     p->read_ns = loop_now_ns(ls->loop);
     unlink_peer(p, ENDING);
     return 0;
+}
+
+int links_adopt_orphan(links *ls, int fd, const char **why) {
+    return adopt_orphan(ls, fd, false, why);
+}
+
+int links_adopt_file(links *ls, int fd, const char **why) {
+    return adopt_orphan(ls, fd, true, why);
 }
 
 static void greet(peer *p) {

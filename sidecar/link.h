@@ -33,13 +33,16 @@ typedef struct links links;
 links *links_open(const config *c, loop *l, ledger *lg, spool *s);
 
 /*
- * Takes over a pool whose worker has gone, in `fd` (which stays the caller's;
- * sealed like a worker's, with offered_* and owner_generation of its last
- * owner): what is in doubt there is settled, the rest is sent, and its
- * connections are closed; then it is retired like a worker's.  0, or -1 with
- * *why.
+ * Takes over a pool whose worker has gone for certain, in `fd` (which stays the
+ * caller's; sealed like a worker's): what is in doubt there is settled, the rest
+ * is sent, and its connections are closed; then it is retired like a worker's.
+ * Its last owner may have died at any time, before or after its worker.
+ * pools.size is no reason to refuse what is there already.  0, or -1 with *why.
  */
 int links_adopt_orphan(links *ls, int fd, const char **why);
+
+/* The same of a pool in a file of ours (pool_file.h), which nobody else can cut. */
+int links_adopt_file(links *ls, int fd, const char **why);
 
 /*
  * For the loop's hook: reads what the workers have published, a bounded

@@ -31,16 +31,20 @@ const char pool_over_limit[] = "the pool is over the limit (pools.size)";
 /* ---- mapping ---- */
 
 /* Without these seals the other side could cut the memory under us. */
-static const char *check_fd(int fd, uint64_t limit, pool *p) {
-    struct stat st;
+static const char *check_seals(int fd) {
     int seals = fcntl(fd, F_GET_SEALS);
 
     if (seals == -1) {
         return "the pool is not a memfd";
     }
-    if ((seals & NEEDED_SEALS) != NEEDED_SEALS) {
-        return "the pool is not sealed against resizing";
-    }
+    return (seals & NEEDED_SEALS) != NEEDED_SEALS
+               ? "the pool is not sealed against resizing"
+               : NULL;
+}
+
+static const char *check_fd(int fd, uint64_t limit, pool *p) {
+    struct stat st;
+
     if (fstat(fd, &st) == -1 || st.st_size < (off_t)CAP_HEADER_SIZE) {
         return "the pool is too small";
     }
@@ -49,6 +53,7 @@ static const char *check_fd(int fd, uint64_t limit, pool *p) {
     }
     p->mapped = (uint64_t)st.st_size;
     p->inode = (uint64_t)st.st_ino;
+    p->device = (uint64_t)st.st_dev;
     return NULL;
 }
 
@@ -117,7 +122,7 @@ static void free_place(pool *p, uint32_t place) {
     p->free_blocks = place;
 }
 
-pool *pool_open(int fd, uint64_t limit, const char **why) {
+static pool *open_any(int fd, uint64_t limit, const char **why) {
     pool *p = calloc(1, sizeof(*p));
     void *base;
 
@@ -151,6 +156,15 @@ pool *pool_open(int fd, uint64_t limit, const char **why) {
         return NULL;
     }
     return p;
+}
+
+pool *pool_open(int fd, uint64_t limit, const char **why) {
+    *why = check_seals(fd);
+    return *why == NULL ? open_any(fd, limit, why) : NULL;
+}
+
+pool *pool_open_file(int fd, const char **why) {
+    return open_any(fd, UINT64_MAX, why);
 }
 
 static void free_slabs(pool *p) {
@@ -310,6 +324,97 @@ const char *pool_adopt(pool *p) {
     return NULL;
 }
 
+/* ---- what a dead worker does no more ---- */
+
+/* What a block or a slot is now, where it is still lent as that. */
+static void come_back(_Atomic uint32_t *generation, uint32_t was) {
+    uint32_t now = atomic_load_explicit(generation, memory_order_relaxed);
+
+    if ((now & 1) && (now & 0xffffffu) == (was & 0xffffffu)) {
+        atomic_store_explicit(generation, now + 1, memory_order_release);
+    }
+}
+
+static void come_back_entry(pool *p, uint64_t entry) {
+    uint32_t i = CAP_RETURN_INDEX(entry);
+
+    if (CAP_RETURN_KIND(entry) == CAP_RETURN_BLOCK && i < p->geometry.nblocks) {
+        come_back(&cap_block_at(p->header, &p->geometry, i)->generation,
+                  CAP_RETURN_GEN(entry));
+    } else if (CAP_RETURN_KIND(entry) == CAP_RETURN_SLOT &&
+               i < p->geometry.nslots) {
+        come_back(&cap_slot_at(p->header, &p->geometry, i)->generation,
+                  CAP_RETURN_GEN(entry));
+    }
+}
+
+/* All that was given back and not taken.  Done twice it is the same. */
+static void come_back_all(pool *p) {
+    cap_header *h = p->header;
+    uint32_t tail = atomic_load_explicit(&h->return_tail, memory_order_acquire);
+    uint32_t head = atomic_load_explicit(&h->return_head, memory_order_relaxed);
+
+    if (tail - head > p->geometry.return_size) {
+        return; /* the worker's memory was no worker's */
+    }
+    for (; head != tail; head++) {
+        come_back_entry(
+            p, atomic_load_explicit(cap_return_at(h, &p->geometry, head),
+                                    memory_order_relaxed));
+    }
+    step(STEP_ORPHAN_RETURNS);
+    atomic_store_explicit(&h->return_head, tail, memory_order_release);
+}
+
+/* No frame of the worker's has a later one. */
+static uint64_t last_seq(pool *p) {
+    uint64_t last = 0;
+
+    for (uint32_t i = 0; i < p->geometry.nblocks; i++) {
+        const cap_block *b = cap_block_at(p->header, &p->geometry, i);
+
+        if ((atomic_load_explicit(&b->generation, memory_order_relaxed) & 1) &&
+            b->first_seq > last) {
+            last = b->first_seq;
+        }
+    }
+    for (uint32_t i = 0; i < p->geometry.nslots; i++) {
+        const cap_slot *s = cap_slot_at(p->header, &p->geometry, i);
+
+        if ((atomic_load_explicit(&s->generation, memory_order_relaxed) & 1) &&
+            s->taken_seq > last) {
+            last = s->taken_seq;
+        }
+    }
+    last += CAP_BLOCK_SIZE / sizeof(cap_frame);
+    return last < CAP_SEQ_LAST ? last : CAP_SEQ_LAST - 1;
+}
+
+void pool_orphan(pool *p) {
+    cap_header *h = p->header;
+
+    pool_keep(p);
+    pool_close(p);
+    p->is_orphan = true;
+    come_back_all(p);
+    h->offered_tail = atomic_load_explicit(&h->ring_tail, memory_order_relaxed);
+    h->offered_seq = last_seq(p);
+    h->offered_handed =
+        atomic_load_explicit(&h->worker.handed, memory_order_relaxed);
+    step(STEP_ORPHAN);
+}
+
+/* For the system, where it can take memory out of the middle. */
+static void spend_block(pool *p, uint32_t index, uint32_t generation) {
+    cap_block *b = cap_block_at(p->header, &p->geometry, index);
+
+    come_back(&b->generation, generation);
+    step(STEP_SPENT);
+    (void)madvise(b, CAP_BLOCK_SIZE, MADV_REMOVE);
+}
+
+/* ---- the owner ---- */
+
 void pool_keep(pool *p) {
     atomic_store_explicit(&p->header->kept, 1, memory_order_release);
 }
@@ -355,6 +460,9 @@ static void return_memory(pool *p, pool_block *b) {
     p->held--;
     if (p->closed || !pool_owned(p)) {
         p->lent[b->index] = POOL_SPENT;
+        if (!p->left && pool_owned(p)) {
+            spend_block(p, b->index, b->generation);
+        }
         return;
     }
     p->lent[b->index] = POOL_AWAY;
@@ -411,7 +519,13 @@ void pool_spill(pool *p, int64_t now_ns) {
 }
 
 void pool_return_slot(pool *p, uint32_t slot, uint32_t generation) {
-    if (!p->closed && pool_owned(p)) {
+    if (p->left || !pool_owned(p)) {
+        return;
+    }
+    if (p->closed) {
+        come_back(&cap_slot_at(p->header, &p->geometry, slot)->generation,
+                  generation);
+    } else {
         give_back(p, CAP_RETURN_ENTRY(CAP_RETURN_SLOT, generation, slot));
     }
 }
@@ -667,7 +781,7 @@ frame_ref *pool_make(pool *p, enum cap_frame_type type, uint16_t code,
     if (r == NULL) {
         return NULL;
     }
-    r->seq = p->seq - 1;
+    r->seq = CAP_SEQ_LAST;
     r->ts_ns = ts_ns;
     r->block = POOL_NO_BLOCK;
     r->at = 0;

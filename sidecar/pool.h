@@ -88,6 +88,7 @@ typedef struct pool {
     cap_header *header; /* and start of the mapping */
     uint64_t mapped;    /* bytes */
     uint64_t inode;     /* of the memory: one of all that are mapped */
+    uint64_t device;
     cap_geometry geometry;
     char node_id[CAP_NODE_ID_SIZE];
     uint64_t owner;  /* the generation we took */
@@ -106,6 +107,7 @@ typedef struct pool {
     uint32_t nold, next_old;
     uint64_t adopted_seq;
     uint64_t adopted_handed; /* exchanges begun up to there */
+    bool is_orphan;          /* its worker was dead when we took it */
 
     /* the block in work; what was read of its `published` */
     bool reading, sealed, by_ring;
@@ -143,6 +145,9 @@ typedef struct pool {
 extern const char pool_over_limit[]; /* one of *why */
 pool *pool_open(int fd, uint64_t limit, const char **why);
 
+/* The same of a pool in a file of our own, which nobody else can cut. */
+pool *pool_open_file(int fd, const char **why);
+
 /* Unmaps; every frame_ref of it becomes invalid. */
 void pool_free(pool *p);
 
@@ -157,6 +162,12 @@ uint64_t pool_own(pool *p);
  * NULL, or why not.
  */
 const char *pool_adopt(pool *p);
+
+/*
+ * After pool_own and before pool_adopt, of a pool whose worker is dead: does
+ * what that would have done before it offered it again, and closes it.
+ */
+void pool_orphan(pool *p);
 
 /* Of frames up to this seq (0: none) its owner before us may have done some
    already. */
@@ -220,7 +231,8 @@ void pool_keep(pool *p);
 /* A successor will go on: from now on nothing is given back or released. */
 void pool_leave(pool *p);
 
-/* The worker has gone: blocks stay here, so what it can still publish ends. */
+/* The worker has gone: blocks stay here, so what it can still publish ends.
+   What is done with is not lent any more, and its memory goes to the system. */
 void pool_close(pool *p);
 
 /* Exchange counters; each also shows the new value in the pool. */

@@ -48,6 +48,9 @@
     X(ADOPTED, "all are")                                                      \
     X(MISSING_TOLD, "what it was about to count is counted")                   \
     X(MISSING_LOST, "and what else it had not")                                \
+    X(ORPHAN_RETURNS, "a dead worker's returns are taken")                     \
+    X(ORPHAN, "its pool is as it would have offered it")                       \
+    X(SPENT, "a block of a dead worker's is lent no more")                     \
     X(RESUMED, "one of its connections goes on")                               \
     X(DOUBT, "a record is to be looked for")                                   \
     X(ROUND, "a round of settling begins")                                     \

@@ -28,6 +28,10 @@
  * (CAP_INTENT_RENAME) before the slot changes, so that a successor does all of
  * it again.
  *
+ * When the worker has gone, whoever owns the pool does the worker's part, too:
+ * what is done with is not lent any more (its generation is raised here).  So an
+ * orphan can be resumed like any other, as often as its owner dies.
+ *
  * Neither side trusts the other: geometry is copied and checked once
  * (cap_layout_check), indexes and lengths at every use.  All indexes run
  * freely and are masked at use.
@@ -158,6 +162,10 @@ typedef struct {
 #define CAP_ACKED_KEPT 16u
 /* of an open exchange: it is passed over, and will be lost(maybe_lost) */
 #define CAP_ACKED_LOST 32u
+
+/* of the frame with which a sidecar ends a connection whose worker has gone:
+   behind all of the worker's own, whoever makes it */
+#define CAP_SEQ_LAST ((1ull << 56) - 1)
 
 #define CAP_ACKED(seq, flags) ((uint64_t)(seq) << 8 | (flags))
 #define CAP_ACKED_SEQ(a) ((uint64_t)(a) >> 8)

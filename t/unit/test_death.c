@@ -239,6 +239,7 @@ static const char *why;
 static jmp_buf grave;
 static unsigned wanted, fuse; /* step and count of the next death; 0: none */
 static unsigned deaths;
+static bool orphan; /* the worker is dead */
 
 #ifdef CAPTURE_KILL_POINTS
 static unsigned died_at[STEP_COUNT];
@@ -270,6 +271,9 @@ static const char *begin_life(void) {
     a = assemble_new(p, lg, l, S);
     why = NULL;
     if (pool_own(p) > 1) {
+        if (orphan) {
+            pool_orphan(p);
+        }
         step(STEP_OWNED);
         why = pool_adopt(p);
         step(STEP_ADOPT_BLOCKS);
@@ -356,25 +360,73 @@ static void bury(void) {
         munmap(p->header, p->mapped);
         p = NULL;
     }
-    random_frames(dice(20));
-    fake_offer(w);
+    if (!orphan) {
+        random_frames(dice(20));
+        fake_offer(w);
+    }
+}
+
+/* Nothing comes any more: as far as `turns` it is settled. */
+static void finish(unsigned turns) {
+    ck_assert_ptr_null(turn());
+    assemble_end(a, CAP_WORKER_EXIT);
+    for (unsigned i = 0; i < turns && !assemble_empty(a); i++) {
+        pass(100 * MS);
+        reports(turns > 1000);
+        broker_feed(turns > 1000 ? UINT32_MAX : 1 + dice(40));
+        balanced();
+    }
+}
+
+/* The worker dies, seen by a sidecar (which then dies, too), or by none. */
+static void worker_dies(void) {
+    if (setjmp(grave) == 0) {
+        live(dice(12));
+        orphan = true;
+        if (dice(2) == 0) {
+            pool_close(p);
+            wanted = dice(STEP_COUNT);
+            fuse = 1 + dice(30);
+            finish(dice(20));
+        }
+    }
+    orphan = true;
+    bury();
+}
+
+static void live_with_an_orphan(unsigned turns) {
+    const char *bad = begin_life();
+
+    ck_assert_msg(bad == NULL, "not adopted: %s", bad);
+    finish(turns);
+}
+
+/* But for the block that the worker was writing. */
+static bool nothing_is_lent(void) {
+    for (uint32_t i = 0; i < w->g.nblocks; i++) {
+        const cap_block *b = cap_block_at(w->header, &w->g, i);
+
+        if ((b->generation & 1) && (b->published & CAP_BLOCK_SEALED)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /* The last one, which sees the worker go. */
 static void last_life(void) {
-    live(30);
-    pool_close(p);
-    ck_assert_ptr_null(turn());
-    assemble_end(a, CAP_WORKER_EXIT);
-    for (unsigned i = 0; i < 2000 && !assemble_empty(a); i++) {
-        pass(100 * MS);
-        reports(true);
-        broker_feed(UINT32_MAX);
+    if (orphan) {
+        live_with_an_orphan(2000);
+    } else {
+        live(30);
+        pool_close(p);
+        finish(2000);
     }
     ck_assert(assemble_empty(a));
     ck_assert(ledger_idle(lg));
     ck_assert_uint_eq(p->count.open, 0);
     ck_assert_uint_le(p->held, 1);
+    ck_assert(!orphan || nothing_is_lent());
     balanced();
 }
 
@@ -713,6 +765,36 @@ static void go_blind(bool known, bool drop) {
     conf.settle_drop = drop;
 }
 
+/* The worker dies after some lives, and then each of its pool's owners. */
+START_TEST(deaths_of_worker_and_sidecar_lose_nothing_and_double_nothing) {
+    static volatile unsigned i, n;
+
+    seed = (unsigned)_i + 5000;
+    broker.limit = 2000 + dice(dice(2) == 0 ? 3000 : 20000);
+    n = dice(6);
+    for (i = 0; i < n; i++) {
+        wanted = dice(STEP_COUNT);
+        fuse = 1 + dice(30);
+        if (setjmp(grave) == 0) {
+            live(dice(20));
+        }
+        bury();
+    }
+    worker_dies();
+    n = dice(8);
+    for (i = 0; i < n; i++) {
+        wanted = dice(STEP_COUNT);
+        fuse = 1 + dice(dice(2) == 0 ? 3 : 30);
+        if (setjmp(grave) == 0) {
+            live_with_an_orphan(dice(20));
+        }
+        bury();
+    }
+    last_life();
+    judge();
+}
+END_TEST
+
 /* Of each step alone: the same death again and again. */
 START_TEST(death_at_each_store_loses_nothing_and_doubles_nothing) {
     unsigned s = (unsigned)_i / 2;
@@ -726,7 +808,8 @@ START_TEST(death_at_each_store_loses_nothing_and_doubles_nothing) {
     }
     lives(strict ? 10 : 6, s);
     ck_assert_msg(has_died_at(s) || s == STEP_MISSING_TOLD ||
-                      s == STEP_MISSING_LOST,
+                      s == STEP_MISSING_LOST ||
+                      (s >= STEP_ORPHAN_RETURNS && s <= STEP_SPENT),
                   "nobody died at step %u", s);
 }
 END_TEST
@@ -1037,6 +1120,9 @@ int main(void) {
                         0, 2 * STEP_COUNT);
     tcase_add_loop_test(t, deaths_at_any_store_lose_nothing_and_double_nothing,
                         0, 6);
+    tcase_add_loop_test(
+        t, deaths_of_worker_and_sidecar_lose_nothing_and_double_nothing, 0,
+        120);
     tcase_add_loop_test(t, deaths_with_losses_keep_every_count, 0, 6);
     tcase_add_loop_test(
         t, deaths_without_permission_to_read_keep_to_their_counts, 0, 12);

@@ -693,6 +693,88 @@ START_TEST(a_message_after_the_hello_ends_the_link) {
 }
 END_TEST
 
+/* ---- orphans ---- */
+
+/* The sidecar is gone, and the next one is there. */
+static void next_sidecar(void) {
+    ledger_stop(lg, 0);
+    links_close(ls);
+    ledger_free(lg);
+    for (unsigned i = 0; i < fake_kafka.n; i++) {
+        fake_kafka.records[i].copy = NULL; /* it is freed */
+    }
+    lg = ledger_new(&conf, l, &assemble_events);
+    ls = links_open(&conf, l, lg, NULL);
+    ck_assert_ptr_nonnull(ls);
+}
+
+/* A copy in a file, as far as a pool may be there. */
+static int file_of(const fake_worker *w) {
+    char name[] = "/tmp/test_link_pool.XXXXXX";
+    int fd = mkstemp(name);
+
+    ck_assert_int_eq(unlink(name), 0);
+    ck_assert_int_eq(write(fd, w->header, w->g.total), (ssize_t)w->g.total);
+    return fd;
+}
+
+/* With what it had read, and what nobody had read yet. */
+START_TEST(the_pool_of_a_dead_worker_is_settled_by_the_next_sidecar) {
+    client c = link_client();
+    unsigned before;
+    const char *why;
+    int fd;
+
+    fake_take_slot(c.w, 0, "a");
+    fake_take_slot(c.w, 1, "b");
+    fake_exchange(c.w, 0, "GET", "200");
+    ring(&c);
+    until(produced);
+    ack_all();
+    fake_exchange(c.w, 0, "GET 2", "404");
+    fake_read(c.w, 1, CAP_FRAME_BEGIN, "half");
+    hang_up(&c);
+    next_sidecar();
+    before = open_fds();
+    fd = _i == 0 ? c.w->fd : file_of(c.w);
+    ck_assert_int_eq(
+        (_i == 0 ? links_adopt_orphan : links_adopt_file)(ls, fd, &why), 0);
+    ck_assert_int_eq(
+        (_i == 0 ? links_adopt_orphan : links_adopt_file)(ls, fd, &why), -1);
+    wait.acking = true;
+    until(gone);
+    ck_record(1, "a#2!+1 R(GET 2) E(14,711) W(404) C");
+    ck_assert_uint_eq(fake_kafka.n, 2); /* nothing of b was in the topic */
+    ck_assert_uint_eq(parts(), 3);
+    ck_assert_uint_eq(sum.seen, 3);
+    ck_assert_uint_eq(sum.captured, 2);
+    ck_assert_uint_eq(sum.reason[CAP_WORKER_EXIT], 1);
+    ck_assert_uint_eq(open_fds(), before + (unsigned)_i);
+    if (_i == 1) {
+        close(fd);
+    }
+    free_client(&c);
+}
+END_TEST
+
+START_TEST(what_is_no_orphan_is_not_taken) {
+    client c = link_client();
+    int fd = file_of(c.w);
+    const char *why;
+
+    hang_up(&c);
+    next_sidecar();
+    ck_assert_int_eq(links_adopt_orphan(ls, fd, &why), -1);
+    ck_assert_str_eq(why, "the pool is not a memfd");
+    ck_assert_int_eq(ftruncate(fd, (off_t)c.w->g.total - 1), 0);
+    ck_assert_int_eq(links_adopt_file(ls, fd, &why), -1);
+    ck_assert_str_eq(why, "the memory is smaller than its layout");
+    ck_assert(gone());
+    close(fd);
+    free_client(&c);
+}
+END_TEST
+
 START_TEST(a_pool_that_another_owns_is_left_alone) {
     client c = link_client();
 
@@ -759,6 +841,9 @@ int main(void) {
     tcase_add_loop_test(t, a_bad_worker_ends_its_own_link_alone_and_is_counted,
                         0, 3);
     tcase_add_test(t, a_message_after_the_hello_ends_the_link);
+    tcase_add_loop_test(
+        t, the_pool_of_a_dead_worker_is_settled_by_the_next_sidecar, 0, 2);
+    tcase_add_test(t, what_is_no_orphan_is_not_taken);
     tcase_add_test(t, a_pool_that_another_owns_is_left_alone);
     tcase_add_test(t, a_drain_takes_what_is_there_and_no_more);
     suite_add_tcase(s, t);

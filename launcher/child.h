@@ -10,9 +10,18 @@ typedef struct {
     pid_t pid; /* 0: it does not run */
 } child;
 
+/* Descriptors that a child gets as systemd gives them: from 3 on, with
+   $LISTEN_PID beside what `env` has (which needs room for one more). */
+typedef struct {
+    char **env;
+    const int *fds;
+    unsigned nfds;
+} child_gift;
+
 /* Starts it in a process group of its own, with output to standard error
    (`quiet`: to nowhere), and so that it ends with us.  0, or -1 with errno. */
 int child_start(child *c, char *const argv[], bool quiet);
+int child_start_with(child *c, char *const argv[], const child_gift *gift);
 
 /* To the process alone, or to all of its group. */
 void child_signal(const child *c, int number);

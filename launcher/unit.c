@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "launcher/child.h"
+#include "launcher/keeper.h"
 #include "launcher/pump.h"
 #include "launcher/resolve.h"
 #include "launcher/watch.h"
@@ -49,6 +50,7 @@ typedef struct {
     char reason[256];         /* why NGINX is reloaded */
     watch watch, kafka_watch; /* NGINX's files, the sidecar's */
     resolve *resolve;         /* kept, so that it is not lost */
+    keeper *keeper;
 } unit;
 
 #define FROM(field, at) ((unit *)(void *)((char *)(at)-offsetof(unit, field)))
@@ -60,7 +62,7 @@ static void end_unit(unit *u, int status);
 static void start_sidecar(unit *u) {
     char *argv[] = {u->s->sidecar, "-c", u->sidecar_conf, NULL};
     u->sidecar_began = loop_now_ns(u->loop);
-    if (child_start(&u->sidecar, argv, false) == -1)
+    if (child_start_with(&u->sidecar, argv, keeper_gift(u->keeper)) == -1)
         log_error("capture-proxy: %s: %s", u->s->sidecar, strerror(errno));
 }
 
@@ -398,7 +400,9 @@ int unit_run(const settings *s, const rundir *d) {
     static unit u; /* the resolver's thread may look at its parts to the end */
     u = (unit){.s = s, .dir = d, .loop = loop_new()};
     pump *p = u.loop != NULL ? pump_open(u.loop) : NULL;
-    if (p == NULL || prepare(&u) == -1) {
+    if (p != NULL)
+        u.keeper = keeper_open(u.loop, d);
+    if (p == NULL || u.keeper == NULL || prepare(&u) == -1) {
         fprintf(stderr, "capture-proxy: it cannot start: %s\n",
                 strerror(errno));
         return UNIT_FAILED;
@@ -413,6 +417,7 @@ int unit_run(const settings *s, const rundir *d) {
         start_sidecar(&u);
     loop_timer_set(u.loop, &u.start, 0);
     loop_run(u.loop, before_sleep, &u);
+    keeper_close(u.keeper);
     log_info("capture-proxy: ended with %d", u.status);
     pump_close(p, FLUSH_MS);
     return u.status;

@@ -165,6 +165,11 @@ ngx_http_capture_link_handover(ngx_http_capture_worker_t *w)
     }
 
     h = (cap_header *) w->pool->base;
+
+    if (atomic_load_explicit(&h->outlives, memory_order_acquire)) {
+        return;  /* the next one gets it from whoever keeps it */
+    }
+
     owner = atomic_load_explicit(&h->owner_generation, memory_order_acquire);
 
     until = ngx_current_msec + NGX_HTTP_CAPTURE_HANDOVER_TIME;

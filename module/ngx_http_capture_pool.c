@@ -110,7 +110,8 @@ ngx_http_capture_pool_create(ngx_http_capture_worker_t *w)
 static ngx_int_t
 ngx_http_capture_pool_map(ngx_http_capture_pool_t *pool, ngx_log_t *log)
 {
-    void  *base;
+    void          *base;
+    struct flock   lock;
 
     pool->fd = memfd_create("nginx-capture", MFD_CLOEXEC|MFD_ALLOW_SEALING);
 
@@ -126,6 +127,22 @@ ngx_http_capture_pool_map(ngx_http_capture_pool_t *pool, ngx_log_t *log)
         ngx_log_error(NGX_LOG_ERR, log, ngx_errno,
                       "sizing and sealing %uL bytes of capture memory failed",
                       pool->geo.total);
+        return NGX_ERROR;
+    }
+
+    /*
+     * The kernel drops it with this process, so that whoever has the memory can
+     * tell that its worker is dead.  No other descriptor of it is ever closed
+     * here, which would drop it, too.
+     */
+
+    ngx_memzero(&lock, sizeof(struct flock));
+    lock.l_type = F_WRLCK;
+    lock.l_whence = SEEK_SET;
+
+    if (fcntl(pool->fd, F_SETLK, &lock) == -1) {
+        ngx_log_error(NGX_LOG_ERR, log, ngx_errno,
+                      "locking the capture memory failed");
         return NGX_ERROR;
     }
 

@@ -18,6 +18,7 @@
 
 #include "sidecar/log.h"
 #include "sidecar/pool.h"
+#include "sidecar/pool_file.h"
 #include "sidecar/pool_measure.h"
 #include "sidecar/step.h"
 #include "wire/hello.h"
@@ -30,6 +31,11 @@
    for some naps goes to sleep until it is rung for. */
 #define NAP_NS (1 * MS)
 #define NAPS 4
+
+/* When the pool of a worker that has gone is moved to the spool, and how long
+   after a failure that is tried again. */
+#define MOVE_NS (1000 * MS)
+#define MOVE_AGAIN_NS (5000 * MS)
 
 /* One worker's share of a turn, so that it cannot keep others waiting. */
 #define TURN_FRAMES 4096
@@ -52,6 +58,8 @@ typedef struct peer {
     assemble *assemble;
     int64_t read_ns;            /* when something was read last */
     enum cap_reason end_reason; /* of what it never published */
+    int64_t move_ns;            /* to the spool: when it is due */
+    pool_file *moving;          /* or NULL */
     TAILQ_ENTRY(peer) all;
 } peer;
 
@@ -60,6 +68,7 @@ struct links {
     loop *loop;
     ledger *ledger;
     spool *spool;     /* or NULL */
+    keeper *keeper;   /* or NULL */
     loop_io listener; /* fd -1: closed */
     loop_timer accept_again;
     int lock;
@@ -68,7 +77,7 @@ struct links {
     uint64_t pool_bytes;
     TAILQ_HEAD(, peer) peers;
     metrics_exchanges retired;
-    log_limiter log_refused, log_bad, log_accept;
+    log_limiter log_refused, log_bad, log_accept, log_move;
 };
 
 static void sock_ready(loop_io *io, uint32_t events);
@@ -189,6 +198,55 @@ void links_sum(void *owner, metrics_exchanges *into) {
                                  m.bytes_per_s);
 }
 
+/* ---- the keeper ---- */
+
+void links_use_keeper(links *ls, keeper *k) {
+    ls->keeper = k;
+}
+
+static void keeper_name(const pool *p, char name[KEEPER_NAME]) {
+    snprintf(name, KEEPER_NAME, "pool-%.*s", (int)sizeof(p->node_id),
+             p->node_id);
+}
+
+static void keep(const peer *p, int fd) {
+    char name[KEEPER_NAME];
+
+    if (p->links->keeper != NULL) {
+        keeper_name(p->pool, name);
+        atomic_store_explicit(&p->pool->header->outlives,
+                              keeper_store(p->links->keeper, name, fd),
+                              memory_order_release);
+    }
+}
+
+static void unkeep(const peer *p) {
+    char name[KEEPER_NAME];
+
+    if (p->links->keeper != NULL) {
+        keeper_name(p->pool, name);
+        keeper_remove(p->links->keeper, name);
+    }
+}
+
+enum links_pool links_has(const links *ls, uint64_t device, uint64_t inode,
+                          const char *node_id) {
+    const peer *p;
+
+    TAILQ_FOREACH(p, &ls->peers, all) {
+        if (p->pool == NULL) {
+            continue;
+        }
+        if (p->pool->inode == inode && p->pool->device == device) {
+            return LINKS_MEMORY;
+        }
+        if (memcmp(p->pool->node_id, node_id, sizeof(p->pool->node_id)) == 0) {
+            return LINKS_COPY;
+        }
+    }
+    return LINKS_NOT;
+}
+
 /* ---- a peer's end ---- */
 
 static void close_sock(peer *p) {
@@ -229,11 +287,22 @@ static void free_peer(peer *p) {
     links *ls = p->links;
 
     close_sock(p);
+    if (p->moving != NULL) {
+        pool_file_free(p->moving);
+    }
+    if (p->state == ENDING || p->state == FINISHING) {
+        metrics_cell[METRIC_POOLS_ORPHANED]--;
+    }
     if (p->assemble != NULL) {
         assemble_free(p->assemble);
     }
     if (p->pool != NULL) {
-        count_pool_bytes(ls, 0, p->pool->mapped);
+        if (p->pool->in_file) {
+            spool_uncharge(ls->spool, p->pool->charged);
+            metrics_cell[METRIC_POOLS_FILED]--;
+        } else {
+            count_pool_bytes(ls, 0, p->pool->mapped);
+        }
         pool_free(p->pool);
     }
     TAILQ_REMOVE(&ls->peers, p, all);
@@ -247,6 +316,9 @@ static void unlink_peer(peer *p, enum peer_state next) {
         metrics_cell[METRIC_LINKS]--;
     }
     p->state = next;
+    metrics_cell[METRIC_POOLS_ORPHANED]++;
+    p->move_ns =
+        loop_now_ns(p->links->loop) + (p->links->draining ? 0 : MOVE_NS);
     close_sock(p);
     pool_close(p->pool);
 }
@@ -263,6 +335,7 @@ static void bad_link(peer *p, enum cap_reason reason, const char *why) {
                 (unsigned)p->uid, why);
     metrics_cell[METRIC_LINKS_BAD]++;
     pool_keep(p->pool);
+    unkeep(p);
     unlink_peer(p, FINISHING);
     finish(p, reason);
 }
@@ -281,6 +354,14 @@ static void retire(peer *p) {
              (int)p->pid, p->pool->count.taken, p->pool->count.captured);
     if (!p->pool->disowned) {
         retire_pool(p->links, p->pool, p->end_reason);
+        step(STEP_FOLDED);
+        atomic_store_explicit(&p->pool->header->retired, 1,
+                              memory_order_release);
+        step(STEP_RETIRED);
+        if (p->pool->in_file) {
+            pool_file_remove(p->links->spool, p->pool);
+        }
+        unkeep(p);
     }
     free_peer(p);
 }
@@ -417,7 +498,9 @@ static bool is_ours(const peer *p) {
 static const char *furnish(peer *p, enum cap_refusal *code) {
     links *ls = p->links;
 
-    count_pool_bytes(ls, p->pool->mapped, 0);
+    if (!p->pool->in_file) {
+        count_pool_bytes(ls, p->pool->mapped, 0);
+    }
     if (is_ours(p)) {
         *code = CAP_REFUSED_LAYOUT;
         pool_keep(p->pool);
@@ -488,7 +571,7 @@ static const char *adopt(peer *p) {
     return why;
 }
 
-static void welcome(peer *p, uint32_t pid) {
+static void welcome(peer *p, uint32_t pid, int fd) {
     links *ls = p->links;
     cap_message m = {.magic = CAP_HELLO_MAGIC,
                      .kind = CAP_WELCOME,
@@ -509,6 +592,7 @@ static void welcome(peer *p, uint32_t pid) {
             return;
         }
     }
+    keep(p, fd);
     p->state = LINKED;
     p->pid = (pid_t)pid;
     p->read_ns = loop_now_ns(ls->loop);
@@ -522,13 +606,22 @@ static void welcome(peer *p, uint32_t pid) {
 
 /* ---- orphans ---- */
 
+static const char pool_retired[] = "all of it was settled and counted";
+
 static const char *map_orphan(peer *p, int fd, bool in_file) {
     enum cap_refusal code;
     const char *why;
 
     p->pool =
         in_file ? pool_open_file(fd, &why) : pool_open(fd, UINT64_MAX, &why);
-    return p->pool == NULL ? why : furnish(p, &code);
+    if (p->pool == NULL) {
+        return why;
+    }
+    if (in_file) {
+        pool_file_charge(p->pool, p->links->spool);
+        metrics_cell[METRIC_POOLS_FILED]++;
+    }
+    return furnish(p, &code);
 }
 
 /* Nobody is at the other end: as a worker that hangs up at once. */
@@ -540,6 +633,10 @@ static int adopt_orphan(links *ls, int fd, bool in_file, const char **why) {
         return -1;
     }
     *why = map_orphan(p, fd, in_file);
+    if (*why == NULL && atomic_load_explicit(&p->pool->header->retired,
+                                             memory_order_acquire)) {
+        *why = pool_retired;
+    }
     if (*why == NULL && pool_own(p->pool) == 0) {
         *why = "its worker has given this pool up already";
     }
@@ -587,16 +684,13 @@ static void greet(peer *p) {
     if (why == NULL) {
         why = take_over(p, fds, &code);
     }
-    if (p->bell.fd == -1) {
-        close_fds(fds, nfds);
-    } else {
-        close(fds[CAP_FD_POOL]); /* the mapping stays */
-    }
     if (why != NULL) {
+        close_fds(fds, p->bell.fd == -1 ? nfds : CAP_FD_DOORBELL);
         refuse(p, code, why);
-    } else {
-        welcome(p, m.pid);
+        return;
     }
+    welcome(p, m.pid, fds[CAP_FD_POOL]);
+    close(fds[CAP_FD_POOL]); /* the mapping stays */
 }
 
 static void hello_late(loop_timer *timer) {
@@ -792,11 +886,73 @@ static int64_t linked_turn(peer *p) {
     return state == CAP_READER_NAPPING ? NAP_NS : -1;
 }
 
+/* ---- to the spool ---- */
+
+/* 0: it is there; 1: more is to do; -1: not now. */
+static int move(peer *p) {
+    links *ls = p->links;
+    int rc = -1;
+
+    if (p->moving == NULL) {
+        pool_orphan(p->pool);
+        p->moving = pool_file_begin(p->pool);
+    }
+    if (p->moving != NULL) {
+        rc = pool_file_step(p->moving);
+    }
+    if (rc == -1) {
+        log_limited(&ls->log_move, LOG_LEVEL_ERROR,
+                    "the pool of worker %d, which has gone, stays in memory: "
+                    "spool.path %s: %s",
+                    (int)p->pid, ls->config->spool_path, strerror(errno));
+        metrics_cell[METRIC_SPOOL_FULL] += errno == ENOSPC;
+    } else if (rc == 0) {
+        log_info("the pool of worker %d, which has gone, is in the spool: "
+                 "%" PRIu32 " blocks",
+                 (int)p->pid, p->pool->charged);
+        count_pool_bytes(ls, 0, p->pool->mapped);
+        metrics_cell[METRIC_POOLS_FILED]++;
+        unkeep(p);
+    }
+    if (rc != 1 && p->moving != NULL) {
+        pool_file_free(p->moving);
+        p->moving = NULL;
+    }
+    return rc;
+}
+
+static bool may_move(const peer *p) {
+    return p->state == FINISHING && p->links->spool != NULL &&
+           !p->pool->in_file && p->end_reason == CAP_WORKER_EXIT &&
+           pool_owned(p->pool) && !assemble_empty(p->assemble);
+}
+
+static int64_t finishing_turn(peer *p) {
+    int64_t left = p->move_ns - loop_now_ns(p->links->loop);
+
+    if (!may_move(p)) {
+        return -1;
+    }
+    if (left > 0) {
+        return left;
+    }
+    switch (move(p)) {
+    case 1:
+        return 0;
+    case -1:
+        p->move_ns = loop_now_ns(p->links->loop) + MOVE_AGAIN_NS;
+        return MOVE_AGAIN_NS;
+    default:
+        return -1;
+    }
+}
+
 static int64_t ending_turn(peer *p) {
     int rc = read_frames(p, TURN_FRAMES, TURN_BYTES);
 
     if (rc == 0) {
         finish(p, CAP_WORKER_EXIT);
+        return finishing_turn(p);
     }
     return rc == 1 ? 0 : -1;
 }
@@ -807,6 +963,8 @@ static int64_t peer_turn(peer *p) {
         return linked_turn(p);
     case ENDING:
         return ending_turn(p);
+    case FINISHING:
+        return finishing_turn(p);
     default:
         return -1;
     }
@@ -973,6 +1131,8 @@ void links_drain(links *ls) {
             if (read_frames(p, UINT64_MAX, p->pool->mapped) != -1) {
                 assemble_flush(p->assemble);
             }
+        } else {
+            p->move_ns = loop_now_ns(ls->loop);
         }
     }
     ls->draining = true;
@@ -994,6 +1154,8 @@ void links_close(links *ls) {
 
     stop_listening(ls);
     while ((p = TAILQ_FIRST(&ls->peers)) != NULL) {
+        while (may_move(p) && move(p) == 1) {
+        }
         free_peer(p);
     }
     close(ls->lock);

@@ -21,6 +21,7 @@
 
 #include "sidecar/assemble.h"
 #include "sidecar/config.h"
+#include "sidecar/keeper.h"
 #include "sidecar/loop.h"
 #include "sidecar/metrics.h"
 
@@ -60,6 +61,20 @@ void links_retire(links *ls);
  * makes all of it due.  Linked workers are not read again.
  */
 void links_drain(links *ls);
+
+/* From now on every pool's memory is kept by `k`, until it is retired.  Before
+   any worker comes. */
+void links_use_keeper(links *ls, keeper *k);
+
+enum links_pool {
+    LINKS_NOT,    /* it is not here */
+    LINKS_MEMORY, /* it is */
+    LINKS_COPY    /* the same pool is, in other memory */
+};
+
+/* Whether a pool's memory is mapped here. */
+enum links_pool links_has(const links *ls, uint64_t device, uint64_t inode,
+                          const char *node_id);
 
 /* No worker that has gone is unsettled. */
 bool links_settled(const links *ls);

@@ -27,6 +27,7 @@
 #include "sidecar/log.h"
 #include "sidecar/loop.h"
 #include "sidecar/metrics.h"
+#include "sidecar/orphan.h"
 #include "sidecar/otlp.h"
 
 #ifndef CAPTURE_VERSION
@@ -44,6 +45,8 @@ typedef struct {
     ledger *ledger;
     spool *spool; /* or NULL */
     links *links;
+    keeper *keeper;
+    orphans *orphans;
     loop_io signals;
     loop_timer drain;
     bool draining;
@@ -79,6 +82,7 @@ static void begin_drain(sidecar *s, const char *why) {
     s->draining = true;
     log_info("%s: draining, for at most %" PRId64 " ms", why,
              s->config.drain_time / 1000000);
+    keeper_say(s->keeper, "STOPPING=1");
     links_drain(s->links);
     loop_timer_set(s->loop, &s->drain, s->config.drain_time);
 }
@@ -188,6 +192,7 @@ static int start(sidecar *s) {
         log_error("the event loop cannot start: %s", strerror(errno));
         return -1;
     }
+    keeper_use_loop(s->keeper, s->loop);
     s->ledger = ledger_new(c, s->loop, &assemble_events);
     if (s->ledger == NULL) {
         return -1;
@@ -202,6 +207,11 @@ static int start(sidecar *s) {
     if (s->links == NULL) {
         return -1;
     }
+    links_use_keeper(s->links, s->keeper);
+    s->orphans = orphans_open(s->loop, s->links, s->spool, s->keeper);
+    if (s->orphans == NULL) {
+        return -1;
+    }
     metrics_register(links_sum, s->links);
     if (c->metrics_listen != NULL &&
         metrics_listen(s->loop, c->metrics_listen, is_ready, s) != 0) {
@@ -211,6 +221,7 @@ static int start(sidecar *s) {
         return -1;
     }
     log_info("capture-sidecar ready: listening on unix:%s", c->listen);
+    keeper_say(s->keeper, "READY=1");
     return 0;
 }
 
@@ -245,9 +256,11 @@ static void stop(sidecar *s) {
     if (s->ledger != NULL) {
         ledger_stop(s->ledger, STOP_NS);
     }
+    orphans_close(s->orphans);
     if (s->links != NULL) {
         links_close(s->links);
     }
+    keeper_close(s->keeper);
     if (s->ledger != NULL) {
         ledger_free(s->ledger);
     }
@@ -259,7 +272,8 @@ static void stop(sidecar *s) {
 static int run(sidecar *s) {
     int status = EXIT_FAILURE;
 
-    if (start(s) == 0) {
+    s->keeper = keeper_open();
+    if (s->keeper != NULL && start(s) == 0) {
         loop_run(s->loop, before_sleep, s);
         ledger_stop(s->ledger, STOP_NS); /* the last reports count, too */
         status = log_totals(s);

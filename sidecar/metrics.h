@@ -36,6 +36,14 @@
     X(BYTES_WRITTEN, "response_bytes_total", counter, "bytes of responses")    \
     X(POOLS_ADOPTED, "pools_adopted_total", counter,                           \
       "pools that were taken over from a sidecar that had died")               \
+    X(POOLS_ORPHANED, "pools_orphaned", gauge,                                 \
+      "pools whose worker has gone, and which are not settled yet")            \
+    X(POOLS_FILED, "pools_in_spool", gauge, "of these: in files of the spool") \
+    X(POOLS_KEPT, "pools_kept", gauge,                                         \
+      "pools that a keeper of descriptors has for workers that have not come " \
+      "back yet")                                                              \
+    X(POOLS_DAMAGED, "pools_damaged_total", counter,                           \
+      "files in the spool's pools/ that are no sound pool's: set aside")       \
     X(POOL_BYTES, "pool_bytes", gauge, "mapped memory of all pools")           \
     X(POOL_BLOCKS, "pool_blocks", gauge, "blocks of all pools, 64 KiB each")   \
     X(POOL_BLOCKS_USED, "pool_blocks_used", gauge,                             \

@@ -411,6 +411,10 @@ static void spend_block(pool *p, uint32_t index, uint32_t generation) {
     come_back(&b->generation, generation);
     step(STEP_SPENT);
     (void)madvise(b, CAP_BLOCK_SIZE, MADV_REMOVE);
+    if (p->in_file && p->charged > 0) {
+        p->charged--;
+        spool_uncharge(p->spool, 1);
+    }
 }
 
 /* ---- the owner ---- */

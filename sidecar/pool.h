@@ -117,6 +117,8 @@ typedef struct pool {
 
     spool *spool; /* or NULL */
     bool left;    /* to a successor: nothing is given back or released */
+    bool in_file; /* pool_file.h */
+    uint32_t charged; /* there: blocks of the spool's room that it takes */
     pool_block *blocks;
     uint32_t nblocks;     /* places that have ever been used */
     uint32_t max_blocks;  /* places that there are */

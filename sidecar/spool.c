@@ -45,6 +45,7 @@ struct spool {
     uint32_t slots; /* at most */
     uint32_t grown; /* that the file has room for */
     uint32_t used;
+    uint32_t charged; /* blocks that pools in DIR/pools take */
     uint64_t mapped;
     uint64_t blocks_at;
     spool_header *header;
@@ -68,7 +69,8 @@ static char *block_at(const spool *s, uint32_t slot) {
 }
 
 static void show(const spool *s) {
-    metrics_cell[METRIC_SPOOL_BYTES] = (uint64_t)s->used * CAP_BLOCK_SIZE;
+    metrics_cell[METRIC_SPOOL_BYTES] =
+        ((uint64_t)s->used + s->charged) * CAP_BLOCK_SIZE;
 }
 
 /* ---- opening ---- */
@@ -280,6 +282,24 @@ int spool_pools(const spool *s) {
     return s->pools;
 }
 
+bool spool_charge(spool *s, uint32_t blocks) {
+    if (s->nfree < s->charged || s->nfree - s->charged < blocks) {
+        return false;
+    }
+    spool_charge_anyway(s, blocks);
+    return true;
+}
+
+void spool_charge_anyway(spool *s, uint32_t blocks) {
+    s->charged += blocks;
+    show(s);
+}
+
+void spool_uncharge(spool *s, uint32_t blocks) {
+    s->charged -= blocks < s->charged ? blocks : s->charged;
+    show(s);
+}
+
 /* ---- blocks ---- */
 
 static uint32_t published(const void *block) {
@@ -319,7 +339,7 @@ uint32_t spool_put(spool *s, const char *node_id, const void *block) {
     uint32_t slot;
     spool_entry *e;
 
-    if (s->nfree == 0) {
+    if (s->nfree <= s->charged) {
         metrics_cell[METRIC_SPOOL_FULL]++;
         return SPOOL_NO_SLOT;
     }

@@ -4,7 +4,7 @@
  *   DIR/blocks    a table of slots, then slots of 64 KiB: whole blocks, as they
  *                 were in a worker's memory
  *   DIR/pools/    pools whose worker has gone, each a file with a pool's layout
- *                 (pool_move)
+ *                 (pool_file.h)
  *
  * A block that is here is as good as in memory: it is mapped, frames keep their
  * place in it, and what has been acknowledged of it is in the pool's slots, as
@@ -54,13 +54,21 @@ void spool_release(spool *s, uint32_t slot);
 uint32_t spool_claim(spool *s, const char *node_id, uint32_t from);
 
 /* Releases what was found at the start and nobody has claimed: pools that have
-   gone with their worker.  Returns how many blocks that were. */
+   gone with their worker.  Returns how many blocks that were.  Only when each
+   pool that may come has come. */
 uint32_t spool_sweep(spool *s);
 
 /* How many slots it may ever have. */
 uint32_t spool_slots(const spool *s);
 
-/* DIR/pools, for pool_move. */
+/* DIR/pools, for pool_file.h. */
 int spool_pools(const spool *s);
+
+/* Room that pools take there, in blocks: it counts against spool.size.  False:
+   there is none. */
+bool spool_charge(spool *s, uint32_t blocks);
+/* For what is there already. */
+void spool_charge_anyway(spool *s, uint32_t blocks);
+void spool_uncharge(spool *s, uint32_t blocks);
 
 #endif

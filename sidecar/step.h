@@ -51,6 +51,10 @@
     X(ORPHAN_RETURNS, "a dead worker's returns are taken")                     \
     X(ORPHAN, "its pool is as it would have offered it")                       \
     X(SPENT, "a block of a dead worker's is lent no more")                     \
+    X(POOL_FILE, "a pool is in a file, and that has no name yet")              \
+    X(POOL_FILED, "it has")                                                    \
+    X(FOLDED, "a settled pool is in the totals")                               \
+    X(RETIRED, "and says so itself")                                           \
     X(RESUMED, "one of its connections goes on")                               \
     X(DOUBT, "a record is to be looked for")                                   \
     X(ROUND, "a round of settling begins")                                     \

@@ -111,6 +111,10 @@ typedef struct {
     _Atomic uint64_t owner_generation; /* or CAP_POOL_WITHDRAWN */
     /* the owner ended the link itself: the pool stays its own for good */
     _Atomic uint32_t kept;
+    /* somebody keeps the pool for a successor, also when its worker goes */
+    _Atomic uint32_t outlives;
+    /* all of it is settled, and its counters are in the sidecar's totals */
+    _Atomic uint32_t retired;
 
     _Alignas(64) cap_worker_counters worker;
     _Alignas(64) cap_sidecar_counters sidecar;

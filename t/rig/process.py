@@ -75,13 +75,13 @@ def sanitizer_reports(directory):
 class Process:
     """Runs `argv` with standard output and standard error going to `log`."""
 
-    def __init__(self, argv, log, cwd=None, env=None):
+    def __init__(self, argv, log, cwd=None, env=None, pass_fds=()):
         self.name = os.path.basename(argv[0])
         self.log = log
         with open(log, "ab") as out:
             self.child = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=cwd,
-                env={**os.environ, **(env or {})})
+                pass_fds=pass_fds, env={**os.environ, **(env or {})})
 
     @property
     def pid(self):

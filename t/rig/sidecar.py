@@ -12,9 +12,10 @@ BINARY = os.path.join(BUILD, "capture-sidecar")
 
 class Sidecar:
     """conf is {key: value}, written as `key = value` lines to `directory`; env
-    is added to the environment."""
+    is added to the environment. keeper: a Keeper, or None."""
 
-    def __init__(self, directory, conf, ready="ready", env=None):
+    def __init__(self, directory, conf, ready="ready", env=None, keeper=None):
+        self.keeper = keeper
         self.env = env or {}
         self.binary = BINARY
         self.directory = str(directory)
@@ -30,8 +31,14 @@ class Sidecar:
         with open(self.file, "w") as f:
             f.writelines(f"{key} = {value}\n" for key, value in self.conf.items())
         start = len(self.log_text())
-        self.process = Process([self.binary, "-c", self.file], self.log,
-                               cwd=self.directory, env=self._env())
+        argv, env, fds = [self.binary, "-c", self.file], self._env(), []
+        if self.keeper:
+            argv, more, fds = self.keeper.command(argv)
+            env |= more
+        self.process = Process(argv, self.log, cwd=self.directory, env=env,
+                               pass_fds=fds)
+        for fd in fds:
+            os.close(fd)
         if wait:
             self.process.wait_for_log(self.ready, timeout, start)
 

@@ -4,6 +4,7 @@ import os
 
 from . import status
 from .client import Client
+from .keeper import Keeper
 from .nginx import Nginx
 from .sidecar import Sidecar
 
@@ -46,12 +47,13 @@ class Stack:
     start_sidecar                  False: the test starts stack.sidecar itself
     log_level, daemon              NGINX's (rig/nginx.py)
     env                            added to NGINX's environment
+    keeper                         True: a Keeper keeps the sidecar's descriptors
     """
 
     def __init__(self, directory, source, broker, topic, http="", server="",
                  location="", main="", capture="on", wait="off", buffer="64m",
                  workers=1, sidecar_conf=None, start_sidecar=True,
-                 log_level="info", daemon=False, env=None):
+                 log_level="info", daemon=False, env=None, keeper=False):
         self.directory = directory
         self.source = source
         self.broker = broker
@@ -64,6 +66,8 @@ class Stack:
             "topic": topic,
             "kafka.bootstrap.servers": broker.bootstrap,
             **(sidecar_conf or {})})
+        if keeper:
+            self.sidecar.keeper = Keeper(directory)
         self.nginx = Nginx(
             directory, log_level, workers=workers, main=main, daemon=daemon,
             http=HTTP.format(socket=self.socket, buffer=buffer,
@@ -133,7 +137,11 @@ class Stack:
             self._check_balance()
             self.nginx.close()
         finally:
-            self.sidecar.close()
+            try:
+                self.sidecar.close()
+            finally:
+                if self.sidecar.keeper:
+                    self.sidecar.keeper.close()
 
     def _check_balance(self):
         """Of a moment; other workers' rows may be of another one."""

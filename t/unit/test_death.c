@@ -809,7 +809,7 @@ START_TEST(death_at_each_store_loses_nothing_and_doubles_nothing) {
     lives(strict ? 10 : 6, s);
     ck_assert_msg(has_died_at(s) || s == STEP_MISSING_TOLD ||
                       s == STEP_MISSING_LOST ||
-                      (s >= STEP_ORPHAN_RETURNS && s <= STEP_SPENT),
+                      (s >= STEP_ORPHAN_RETURNS && s <= STEP_RETIRED),
                   "nobody died at step %u", s);
 }
 END_TEST

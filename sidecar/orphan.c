@@ -1,0 +1,181 @@
+#include "sidecar/orphan.h"
+
+#include <fcntl.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/queue.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "sidecar/log.h"
+#include "sidecar/metrics.h"
+#include "sidecar/pool_file.h"
+#include "wire/layout.h"
+
+#define LOOK_NS 200000000ll
+
+typedef struct kept {
+    char name[KEEPER_NAME];
+    int fd;
+    struct stat st;
+    char node_id[CAP_NODE_ID_SIZE];
+    TAILQ_ENTRY(kept) all;
+} kept;
+
+struct orphans {
+    loop *loop;
+    links *links;
+    spool *spool;
+    keeper *keeper;
+    loop_timer look;
+    TAILQ_HEAD(, kept) kept;
+};
+
+/* ---- files ---- */
+
+static const char *take_file(void *owner, int fd, const char *name) {
+    orphans *o = owner;
+    char node_id[CAP_NODE_ID_SIZE];
+    const char *why = NULL;
+
+    if (strlen(name) != sizeof(node_id) ||
+        pread(fd, node_id, sizeof(node_id), offsetof(cap_header, node_id)) !=
+            sizeof(node_id) ||
+        memcmp(node_id, name, sizeof(node_id)) != 0) {
+        return "its name is not the pool's";
+    }
+    return links_adopt_file(o->links, fd, &why) == 0 ? NULL : why;
+}
+
+/* ---- what the keeper has ---- */
+
+/* The worker has taken it for all of the file. */
+static bool is_locked(int fd) {
+    struct flock f = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+    return fcntl(fd, F_GETLK, &f) != 0 || f.l_type != F_UNLCK;
+}
+
+/* NULL, or why it is no pool that we could ever take. */
+static const char *identify(kept *p) {
+    cap_header h;
+
+    if (strncmp(p->name, "pool-", 5) != 0 || fstat(p->fd, &p->st) != 0 ||
+        pread(p->fd, &h, sizeof(h), 0) != sizeof(h) || h.magic != CAP_MAGIC) {
+        return "it is no pool";
+    }
+    if (h.version != CAP_WIRE_VERSION) {
+        return "it is of another version of the link, and cannot be read";
+    }
+    memcpy(p->node_id, h.node_id, sizeof(p->node_id));
+    return NULL;
+}
+
+static void free_kept(orphans *o, kept *p) {
+    TAILQ_REMOVE(&o->kept, p, all);
+    metrics_cell[METRIC_POOLS_KEPT]--;
+    close(p->fd);
+    free(p);
+}
+
+/* Whoever has it, nobody needs it from the keeper. */
+static void forget(orphans *o, kept *p) {
+    keeper_remove(o->keeper, p->name);
+    free_kept(o, p);
+}
+
+static void look_at(orphans *o, kept *p) {
+    const char *why;
+
+    switch (links_has(o->links, p->st.st_dev, p->st.st_ino, p->node_id)) {
+    case LINKS_MEMORY: /* its worker has come */
+        free_kept(o, p);
+        return;
+    case LINKS_COPY: /* it was moved to the spool */
+        forget(o, p);
+        return;
+    case LINKS_NOT:
+        break;
+    }
+    if (is_locked(p->fd)) {
+        return;
+    }
+    if (links_adopt_orphan(o->links, p->fd, &why) == 0) {
+        free_kept(o, p); /* it is kept until it is retired */
+        return;
+    }
+    log_info("kept: %s is left alone: %s", p->name, why);
+    forget(o, p);
+}
+
+static void look_due(loop_timer *timer) {
+    orphans *o = (orphans *)(void *)((char *)timer - offsetof(orphans, look));
+    kept *p, *next;
+
+    for (p = TAILQ_FIRST(&o->kept); p != NULL; p = next) {
+        next = TAILQ_NEXT(p, all);
+        look_at(o, p);
+    }
+    if (!TAILQ_EMPTY(&o->kept)) {
+        loop_timer_set(o->loop, timer, LOOK_NS);
+    }
+}
+
+static void take_kept(orphans *o, const char *name, int fd) {
+    kept *p = calloc(1, sizeof(*p));
+    const char *why = "out of memory";
+
+    if (p != NULL) {
+        memcpy(p->name, name, sizeof(p->name));
+        p->fd = fd;
+        why = identify(p);
+    }
+    if (why != NULL) {
+        log_error("kept: %s is dropped: %s", name, why);
+        keeper_remove(o->keeper, name);
+        close(fd);
+        free(p);
+        return;
+    }
+    TAILQ_INSERT_TAIL(&o->kept, p, all);
+    metrics_cell[METRIC_POOLS_KEPT]++;
+}
+
+orphans *orphans_open(loop *l, links *ls, spool *s, keeper *k) {
+    orphans *o = calloc(1, sizeof(*o));
+    char name[KEEPER_NAME];
+    int fd;
+
+    if (o == NULL) {
+        log_error("out of memory");
+        return NULL;
+    }
+    o->loop = l;
+    o->links = ls;
+    o->spool = s;
+    o->keeper = k;
+    o->look.due = look_due;
+    TAILQ_INIT(&o->kept);
+    if (s != NULL) {
+        pool_file_each(s, take_file, o);
+    }
+    while ((fd = keeper_next(k, name)) != -1) {
+        take_kept(o, name, fd);
+    }
+    look_due(&o->look);
+    return o;
+}
+
+void orphans_close(orphans *o) {
+    kept *p;
+
+    if (o == NULL) {
+        return;
+    }
+    loop_timer_cancel(o->loop, &o->look);
+    while ((p = TAILQ_FIRST(&o->kept)) != NULL) {
+        free_kept(o, p);
+    }
+    free(o);
+}

@@ -1,0 +1,22 @@
+/*
+ * Pools that outlived their sidecar: those in the spool's files, whose worker has
+ * gone, and those that the keeper has, whose worker may live.
+ *
+ *   it lives   (it holds a lock on the memory, fcntl's, which the kernel drops
+ *              with the process): it comes by itself, with a HELLO
+ *   it is dead links_adopt_orphan
+ */
+#ifndef SIDECAR_ORPHAN_H
+#define SIDECAR_ORPHAN_H
+
+#include "sidecar/keeper.h"
+#include "sidecar/link.h"
+
+typedef struct orphans orphans;
+
+/* Takes over what needs no worker, and looks after the rest.  `s` may be NULL.
+   NULL: out of memory. */
+orphans *orphans_open(loop *l, links *ls, spool *s, keeper *k);
+void orphans_close(orphans *o);
+
+#endif

@@ -1,0 +1,198 @@
+"""Pools outlive worker and sidecar: in the spool, and with a keeper of descriptors
+(systemd's FDSTORE, which the launcher is, too)."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from fault.counts import of_metrics
+from rig.process import free_port
+from rig.source import pattern
+from rig.status import wait_until
+
+from path.session import Session, assert_captured, settled, without_barriers
+
+SETTLE = {"settle.time": "200ms"}
+
+
+@pytest.fixture
+def kept(stack, source):
+    """A stack whose sidecar has a keeper and /metrics: (stack, counts)."""
+    def make(keeper=True, sidecar_conf=None, **options):
+        address = f"127.0.0.1:{free_port()}"
+        s = stack(keeper=keeper, sidecar_conf={
+            "metrics.listen": address, **SETTLE, **(sidecar_conf or {})}, **options)
+        s.nginx.allowed.append("exited on signal 9")
+        return s, lambda: of_metrics(address)
+    return make
+
+
+def all_settled(counts, n, timeout=60):
+    def good():
+        c = counts()
+        assert c.balanced(), c
+        assert c.pending == 0 and c.seen >= n, c
+        return c
+    return wait_until(good, timeout, f"an end of {n} exchanges")
+
+
+def kill_worker(s):
+    """The only one; returns when there is another."""
+    worker, = s.nginx.workers()
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: s.nginx.workers() not in ([], [worker]), what="a new worker")
+
+
+def publish(s):
+    """What the worker has done before is published: it is at another turn."""
+    s.status()
+    s.status()
+
+
+# ---- with a keeper ----
+
+@pytest.mark.parametrize("first", ["worker", "sidecar", "both"])
+def test_worker_and_sidecar_killed_in_any_order_lose_nothing(kept, first):
+    s, counts = kept()
+    c, other = Session(s), Session(s)
+    for i in range(3):
+        c.request("POST", f"/sent/{i}", body=pattern(3000, i))
+    other.request("GET", "/other")
+    s.wait_for_status(settled(4))
+    s.sidecar.pause()
+    for i in range(4):
+        c.request("POST", f"/unread/{i}", body=pattern(100_000, i))
+    publish(s)
+    if first == "sidecar":
+        s.sidecar.kill9()
+        c.request("POST", "/without", body=pattern(200_000, 9))
+        publish(s)
+    if first == "both":
+        os.kill(s.nginx.workers()[0], signal.SIGKILL)
+        s.sidecar.kill9()
+    else:
+        kill_worker(s)
+        s.sidecar.kill9()
+    n = 9 if first == "sidecar" else 8
+    s.sidecar.start()
+    s.wait_linked()
+    after = Session(s)
+    after.request("GET", "/after")
+    total = all_settled(counts, n + 1 - 4 * (first != "nothing"))
+    assert total.total("lost") == 0
+    after.client.close()
+    records = without_barriers(s.drain())
+    assert_captured(records, [c, other, after])
+    assert len({r.key for r in records}) == 3
+
+
+def test_a_worker_that_ends_without_a_sidecar_need_not_wait_for_one(kept):
+    s, counts = kept()
+    c = Session(s)
+    c.request("GET", "/1")
+    s.wait_for_status(settled(1))
+    s.sidecar.kill9()
+    c.request("POST", "/2", body=pattern(100_000, 2))
+    old, = s.nginx.workers()
+    c.client.close()
+    start = time.monotonic()
+    s.nginx.reload()
+    wait_until(lambda: old not in s.nginx.workers(), what="the old worker's end")
+    took = time.monotonic() - start
+    s.sidecar.start()
+    s.wait_linked()
+    assert all_settled(counts, 1).total("lost") == 0
+    assert_captured(without_barriers(s.drain()), [c])
+    assert took < 1.9
+    assert "not reported" not in s.nginx.error_log()
+
+
+def test_a_pool_whose_worker_lives_waits_for_it(kept):
+    s, counts = kept()
+    with Session(s) as c:
+        c.request("GET", "/1")
+        s.wait_for_status(settled(1))
+        s.sidecar.kill9()
+        worker, = s.nginx.workers()
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            s.sidecar.start()
+            wait_until(lambda: "capture_pools_kept 1" in metrics(s), what="a kept pool")
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        s.wait_linked()
+        wait_until(lambda: "capture_pools_kept 0" in metrics(s), what="its worker")
+        c.request("GET", "/2")
+        s.wait_for_status(settled(2))
+    records = without_barriers(s.drain())
+    assert_captured(records, [c])
+    assert len({r.key for r in records}) == 1
+    assert s.sidecar.keeper.names() in ([], ["totals"])
+
+
+def metrics(s):
+    import urllib.request
+    address = s.sidecar.conf["metrics.listen"]
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as r:
+        return r.read().decode()
+
+
+# ---- with a spool ----
+
+@pytest.fixture
+def spooling(kept, own_broker, workdir):
+    def make(**options):
+        broker = own_broker()
+        broker.create_topic("t", 3)
+        s, counts = kept(keeper=False, broker=broker, topic="t", buffer="8m",
+                         sidecar_conf={
+                             "spool.path": os.path.join(workdir, "spool"),
+                             "spool.size": "256m", "drain.time": "300ms",
+                             **options})
+        return s, counts, broker
+    return make
+
+
+def pools(s):
+    return sorted(os.listdir(os.path.join(s.sidecar.conf["spool.path"], "pools")))
+
+
+@pytest.mark.parametrize("end", ["kill", "term"])
+def test_the_pool_of_a_dead_worker_is_in_the_spool(spooling, end):
+    s, counts, broker = spooling()
+    c, big = Session(s), Session(s)
+    c.request("POST", "/sent", body=b"1")
+    big.request("POST", "/sent", body=b"1")
+    s.wait_for_status(settled(2))
+    broker.stop()
+    for i in range(40):   # more than the memory: blocks are in the spool already
+        big.request("POST", f"/big/{i}", body=pattern(300_000, i))
+    for i in range(5):
+        c.request("POST", f"/{i}", body=pattern(3000, i))
+    publish(s)
+    kill_worker(s)
+    if end == "kill":
+        wait_until(lambda: pools(s), what="a pool in the spool")
+        assert len(pools(s)[0]) == 36
+        s.sidecar.kill9()
+        s.sidecar.start()
+        s.sidecar.kill9()
+    else:
+        start = time.monotonic()
+        assert s.sidecar.stop() == 3
+        assert time.monotonic() - start < 8
+    assert len(pools(s)) == 1
+    damaged = os.path.join(s.sidecar.conf["spool.path"], "pools", "0" * 36)
+    with open(damaged, "wb") as f:
+        f.write(os.urandom(100_000))
+    os.chmod(damaged, 0o600)
+    s.sidecar.start()
+    broker.start()
+    s.wait_linked()
+    assert all_settled(counts, 45).total("lost") == 0
+    wait_until(lambda: pools(s) == ["0" * 36 + ".damaged"], what="no pool")
+    assert "is set aside" in s.sidecar.log_text()
+    assert_captured(without_barriers(s.drain()), [c, big])

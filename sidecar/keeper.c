@@ -25,13 +25,18 @@ typedef struct message {
     STAILQ_ENTRY(message) next;
 } message;
 
+struct kept {
+    char name[KEEPER_NAME];
+    int fd; /* -1: it is taken */
+};
+
 struct keeper {
     int sock; /* -1: nobody keeps */
     struct sockaddr_un to;
     socklen_t to_len;
     bool keeps;
-    int next, end; /* of the descriptors that were kept */
-    char *names, *name;
+    struct kept *kept; /* what was kept, and is not taken yet */
+    unsigned nkept;
     loop *loop;
     loop_timer again;
     unsigned nwaiting;
@@ -50,30 +55,51 @@ static long number(const char *name) {
 }
 
 static void take_kept(keeper *k) {
-    const char *names = getenv("LISTEN_FDNAMES");
+    const char *given = getenv("LISTEN_FDNAMES");
     long n = number("LISTEN_FDS");
+    char *names = given != NULL ? strdup(given) : NULL, *rest = names;
 
-    k->next = k->end = FIRST_FD;
     if (number("LISTEN_PID") == (long)getpid() && n > 0 && n <= MOST_FDS) {
-        k->end = FIRST_FD + (int)n;
-        k->name = k->names = names != NULL ? strdup(names) : NULL;
-        for (int fd = k->next; fd < k->end; fd++) {
-            (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
-        }
+        k->kept = calloc((size_t)n, sizeof(*k->kept));
     }
+    for (; k->kept != NULL && k->nkept < n; k->nkept++) {
+        const char *name = rest != NULL ? strsep(&rest, ":") : NULL;
+
+        k->kept[k->nkept].fd = FIRST_FD + (int)k->nkept;
+        (void)fcntl(k->kept[k->nkept].fd, F_SETFD, FD_CLOEXEC);
+        snprintf(k->kept[k->nkept].name, KEEPER_NAME, "%s",
+                 name != NULL ? name : "");
+    }
+    free(names);
     unsetenv("LISTEN_PID");
     unsetenv("LISTEN_FDS");
     unsetenv("LISTEN_FDNAMES");
 }
 
-int keeper_next(keeper *k, char name[KEEPER_NAME]) {
-    const char *given = k->name != NULL ? strsep(&k->name, ":") : "";
+static int take(keeper *k, unsigned i) {
+    int fd = k->kept[i].fd;
 
-    if (k->next == k->end) {
-        return -1;
+    k->kept[i].fd = -1;
+    return fd;
+}
+
+int keeper_named(keeper *k, const char *name) {
+    for (unsigned i = 0; i < k->nkept; i++) {
+        if (k->kept[i].fd != -1 && strcmp(k->kept[i].name, name) == 0) {
+            return take(k, i);
+        }
     }
-    snprintf(name, KEEPER_NAME, "%s", given != NULL ? given : "");
-    return k->next++;
+    return -1;
+}
+
+int keeper_next(keeper *k, char name[KEEPER_NAME]) {
+    for (unsigned i = 0; i < k->nkept; i++) {
+        if (k->kept[i].fd != -1) {
+            memcpy(name, k->kept[i].name, KEEPER_NAME);
+            return take(k, i);
+        }
+    }
+    return -1;
 }
 
 /* ---- telling it ---- */
@@ -136,13 +162,15 @@ void keeper_close(keeper *k) {
     if (k->loop != NULL) {
         loop_timer_cancel(k->loop, &k->again);
     }
-    while (k->next < k->end) {
-        close(k->next++);
+    for (unsigned i = 0; i < k->nkept; i++) {
+        if (k->kept[i].fd != -1) {
+            close(k->kept[i].fd);
+        }
     }
     if (k->sock != -1) {
         close(k->sock);
     }
-    free(k->names);
+    free(k->kept);
     free(k);
 }
 

@@ -42,5 +42,7 @@ void keeper_remove(keeper *k, const char *name);
 /* The next of the descriptors that were kept, and its name: the caller's now.
    -1: there is none. */
 int keeper_next(keeper *k, char name[KEEPER_NAME]);
+/* The one of this name, or -1. */
+int keeper_named(keeper *k, const char *name);
 
 #endif

@@ -76,7 +76,8 @@ struct links {
     unsigned npeers;
     uint64_t pool_bytes;
     TAILQ_HEAD(, peer) peers;
-    metrics_exchanges retired;
+    totals *totals;            /* or NULL: */
+    metrics_exchanges retired; /* pools that are gone */
     log_limiter log_refused, log_bad, log_accept, log_move;
 };
 
@@ -132,28 +133,25 @@ static void retire_pool(links *ls, const pool *p, enum cap_reason reason) {
     parts = last.captured;
     for (int i = 0; i < CAP_REASON_CELLS; i++) {
         parts += last.reason[i];
-        ls->retired.reason[i] += last.reason[i];
-    }
-    for (int i = 0; i < CAP_WAIT_CELLS; i++) {
-        ls->retired.wait[i] += last.wait[i];
-    }
-    for (int i = 0; i < CAP_WAITED_CELLS; i++) {
-        ls->retired.waited[i] += last.waited[i];
-    }
-    for (int i = 0; i < CAP_REDACT_CELLS; i++) {
-        ls->retired.redact[i] += last.redact[i];
     }
     if (last.seen > parts && reason == CAP_WORKER_EXIT) {
-        ls->retired.reason[reason] += last.seen - parts;
+        last.reason[reason] += last.seen - parts;
         parts = last.seen;
     } else if (last.pending > 0) {
-        ls->retired.reason[reason] += last.pending;
+        last.reason[reason] += last.pending;
         parts += last.pending;
     }
-    ls->retired.seen += parts;
-    ls->retired.captured += last.captured;
-    ls->retired.truncated += last.truncated;
-    ls->retired.doubled += last.doubled;
+    last.seen = parts;
+    last.pending = 0;
+    if (ls->totals != NULL) {
+        totals_fold(ls->totals, &last, p->node_id);
+    } else {
+        totals_add(&ls->retired, &last);
+    }
+}
+
+void links_use_totals(links *ls, totals *t) {
+    ls->totals = t;
 }
 
 /* Of a frame's time, in ms; 0 where there is none. */
@@ -172,7 +170,7 @@ void links_sum(void *owner, metrics_exchanges *into) {
     peer *p;
     pool_measures m;
 
-    *into = ls->retired;
+    *into = ls->totals != NULL ? *totals_sum(ls->totals) : ls->retired;
     pool_measure_begin(&m);
     TAILQ_FOREACH(p, &ls->peers, all) {
         if (p->pool != NULL) {

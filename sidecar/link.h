@@ -24,6 +24,7 @@
 #include "sidecar/keeper.h"
 #include "sidecar/loop.h"
 #include "sidecar/metrics.h"
+#include "sidecar/totals.h"
 
 typedef struct links links;
 
@@ -65,6 +66,9 @@ void links_drain(links *ls);
 /* From now on every pool's memory is kept by `k`, until it is retired.  Before
    any worker comes. */
 void links_use_keeper(links *ls, keeper *k);
+
+/* Counters of pools that are gone are added to `t`.  Before any pool comes. */
+void links_use_totals(links *ls, totals *t);
 
 enum links_pool {
     LINKS_NOT,    /* it is not here */

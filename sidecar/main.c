@@ -46,6 +46,7 @@ typedef struct {
     spool *spool; /* or NULL */
     links *links;
     keeper *keeper;
+    totals *totals;
     orphans *orphans;
     loop_io signals;
     loop_timer drain;
@@ -208,7 +209,14 @@ static int start(sidecar *s) {
         return -1;
     }
     links_use_keeper(s->links, s->keeper);
-    s->orphans = orphans_open(s->loop, s->links, s->spool, s->keeper);
+    s->totals = totals_open(s->spool, s->keeper);
+    if (s->totals == NULL) {
+        log_error("out of memory");
+        return -1;
+    }
+    links_use_totals(s->links, s->totals);
+    s->orphans =
+        orphans_open(s->loop, s->links, s->spool, s->keeper, s->totals);
     if (s->orphans == NULL) {
         return -1;
     }
@@ -260,6 +268,7 @@ static void stop(sidecar *s) {
     if (s->links != NULL) {
         links_close(s->links);
     }
+    totals_close(s->totals);
     keeper_close(s->keeper);
     if (s->ledger != NULL) {
         ledger_free(s->ledger);

@@ -28,22 +28,34 @@ struct orphans {
     links *links;
     spool *spool;
     keeper *keeper;
+    const totals *totals;
     loop_timer look;
     TAILQ_HEAD(, kept) kept;
 };
 
 /* ---- files ---- */
 
+/* All of it was settled and counted, by one that died before it was gone.  To be
+   asked before any other pool is counted. */
+static bool is_over(const orphans *o, const cap_header *h) {
+    return atomic_load_explicit(&h->retired, memory_order_relaxed) != 0 ||
+           totals_has_last(o->totals, h->node_id);
+}
+
 static const char *take_file(void *owner, int fd, const char *name) {
     orphans *o = owner;
-    char node_id[CAP_NODE_ID_SIZE];
+    cap_header h;
     const char *why = NULL;
 
-    if (strlen(name) != sizeof(node_id) ||
-        pread(fd, node_id, sizeof(node_id), offsetof(cap_header, node_id)) !=
-            sizeof(node_id) ||
-        memcmp(node_id, name, sizeof(node_id)) != 0) {
+    if (strlen(name) != sizeof(h.node_id) ||
+        pread(fd, &h, sizeof(h), 0) != sizeof(h) ||
+        memcmp(h.node_id, name, sizeof(h.node_id)) != 0) {
         return "its name is not the pool's";
+    }
+    if (h.magic == CAP_MAGIC && h.version == CAP_WIRE_VERSION &&
+        is_over(o, &h)) {
+        (void)unlinkat(spool_pools(o->spool), name, 0);
+        return NULL;
     }
     return links_adopt_file(o->links, fd, &why) == 0 ? NULL : why;
 }
@@ -58,7 +70,7 @@ static bool is_locked(int fd) {
 }
 
 /* NULL, or why it is no pool that we could ever take. */
-static const char *identify(kept *p) {
+static const char *identify(const orphans *o, kept *p) {
     cap_header h;
 
     if (strncmp(p->name, "pool-", 5) != 0 || fstat(p->fd, &p->st) != 0 ||
@@ -69,7 +81,7 @@ static const char *identify(kept *p) {
         return "it is of another version of the link, and cannot be read";
     }
     memcpy(p->node_id, h.node_id, sizeof(p->node_id));
-    return NULL;
+    return is_over(o, &h) ? "it was settled" : NULL;
 }
 
 static void free_kept(orphans *o, kept *p) {
@@ -129,10 +141,10 @@ static void take_kept(orphans *o, const char *name, int fd) {
     if (p != NULL) {
         memcpy(p->name, name, sizeof(p->name));
         p->fd = fd;
-        why = identify(p);
+        why = identify(o, p);
     }
     if (why != NULL) {
-        log_error("kept: %s is dropped: %s", name, why);
+        log_warn("kept: %s is dropped: %s", name, why);
         keeper_remove(o->keeper, name);
         close(fd);
         free(p);
@@ -142,7 +154,8 @@ static void take_kept(orphans *o, const char *name, int fd) {
     metrics_cell[METRIC_POOLS_KEPT]++;
 }
 
-orphans *orphans_open(loop *l, links *ls, spool *s, keeper *k) {
+orphans *orphans_open(loop *l, links *ls, spool *s, keeper *k,
+                      const totals *t) {
     orphans *o = calloc(1, sizeof(*o));
     char name[KEEPER_NAME];
     int fd;
@@ -155,6 +168,7 @@ orphans *orphans_open(loop *l, links *ls, spool *s, keeper *k) {
     o->links = ls;
     o->spool = s;
     o->keeper = k;
+    o->totals = t;
     o->look.due = look_due;
     TAILQ_INIT(&o->kept);
     if (s != NULL) {

@@ -278,6 +278,10 @@ uint32_t spool_slots(const spool *s) {
     return s->slots;
 }
 
+int spool_directory(const spool *s) {
+    return s->dir;
+}
+
 int spool_pools(const spool *s) {
     return s->pools;
 }

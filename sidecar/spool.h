@@ -5,6 +5,7 @@
  *                 were in a worker's memory
  *   DIR/pools/    pools whose worker has gone, each a file with a pool's layout
  *                 (pool_file.h)
+ *   DIR/totals    totals.h
  *
  * A block that is here is as good as in memory: it is mapped, frames keep their
  * place in it, and what has been acknowledged of it is in the pool's slots, as
@@ -60,6 +61,9 @@ uint32_t spool_sweep(spool *s);
 
 /* How many slots it may ever have. */
 uint32_t spool_slots(const spool *s);
+
+/* DIR. */
+int spool_directory(const spool *s);
 
 /* DIR/pools, for pool_file.h. */
 int spool_pools(const spool *s);

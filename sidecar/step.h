@@ -53,6 +53,8 @@
     X(SPENT, "a block of a dead worker's is lent no more")                     \
     X(POOL_FILE, "a pool is in a file, and that has no name yet")              \
     X(POOL_FILED, "it has")                                                    \
+    X(TOTALS_NEW, "the totals' page is being made")                            \
+    X(TOTALS, "the totals' other copy is written, and not yet valid")          \
     X(FOLDED, "a settled pool is in the totals")                               \
     X(RETIRED, "and says so itself")                                           \
     X(RESUMED, "one of its connections goes on")                               \

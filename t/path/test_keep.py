@@ -2,6 +2,7 @@
 (systemd's FDSTORE, which the launcher is, too)."""
 
 import os
+import random
 import signal
 import threading
 import time
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from fault.counts import of_metrics
+from fault.test_resume import ORPHANS, mortal
 from rig.process import free_port
 from rig.source import pattern
 from rig.status import wait_until
@@ -81,8 +83,8 @@ def test_worker_and_sidecar_killed_in_any_order_lose_nothing(kept, first):
     s.wait_linked()
     after = Session(s)
     after.request("GET", "/after")
-    total = all_settled(counts, n + 1 - 4 * (first != "nothing"))
-    assert total.total("lost") == 0
+    total = all_settled(counts, n + 1)
+    assert (total.seen, total.captured) == (n + 1, n + 1), total
     after.client.close()
     records = without_barriers(s.drain())
     assert_captured(records, [c, other, after])
@@ -104,7 +106,7 @@ def test_a_worker_that_ends_without_a_sidecar_need_not_wait_for_one(kept):
     took = time.monotonic() - start
     s.sidecar.start()
     s.wait_linked()
-    assert all_settled(counts, 1).total("lost") == 0
+    assert all_settled(counts, 2).captured == 2
     assert_captured(without_barriers(s.drain()), [c])
     assert took < 1.9
     assert "not reported" not in s.nginx.error_log()
@@ -131,6 +133,40 @@ def test_a_pool_whose_worker_lives_waits_for_it(kept):
     assert_captured(records, [c])
     assert len({r.key for r in records}) == 1
     assert s.sidecar.keeper.names() in ([], ["totals"])
+
+
+@pytest.mark.parametrize("where", ["keeper", "spool", "neither"])
+def test_totals_survive_the_sidecar(kept, workdir, where):
+    s, counts = kept(keeper=where == "keeper", sidecar_conf={
+        "spool.path": os.path.join(workdir, "spool")} if where == "spool" else {})
+    c = Session(s)
+    for i in range(5):
+        c.request("POST", f"/{i}", body=pattern(3000, i))
+    c.client.close()
+    s.wait_for_status(settled(5))
+    old, = s.nginx.workers()
+    s.nginx.reload()
+    wait_until(lambda: "is settled: taken 5" in s.sidecar.log_text(),
+               what="the old worker's pool")
+    s.wait_linked()
+    for n in (1, 2):
+        before = all_settled(counts, 5 * n)
+        s.sidecar.kill9()
+        s.sidecar.start()
+        s.wait_linked()
+        after = all_settled(counts, 0)
+        if where == "neither":
+            assert after.seen == 0
+            break
+        assert after == before
+        with Session(s) as more:
+            for i in range(5):
+                more.request("GET", f"/{n}/{i}")
+        counted = all_settled(counts, 5 * n + 5)
+        status = s.wait_for_status(lambda st: st["total"]["pending"] == 0)["total"]
+        assert counted.captured + status["left"] == 5 * n + 5 == (
+            status["captured"] + status["left"])
+    assert s.drain()
 
 
 def metrics(s):
@@ -192,7 +228,59 @@ def test_the_pool_of_a_dead_worker_is_in_the_spool(spooling, end):
     s.sidecar.start()
     broker.start()
     s.wait_linked()
-    assert all_settled(counts, 45).total("lost") == 0
+    assert all_settled(counts, 47).captured == 47
     wait_until(lambda: pools(s) == ["0" * 36 + ".damaged"], what="no pool")
     assert "is set aside" in s.sidecar.log_text()
     assert_captured(without_barriers(s.drain()), [c, big])
+
+
+# ---- between any two stores ----
+
+def die_at(s, step):
+    s.sidecar.env = {"CAPTURE_KILL_POINT": f"{step}:1"}
+    s.sidecar.start(wait=False)
+    wait_until(lambda: not s.sidecar.running(), 20, f"a death at {step}")
+    assert s.sidecar.process.wait() == -9, s.sidecar.log_text()
+    s.sidecar.env = {}
+
+
+def deaths(kept, workdir, steps):
+    """The worker's pool has a record in doubt and more, and both are dead; each
+    owner of it dies at the same step, but the last."""
+    binary = mortal()
+    if not binary:
+        pytest.skip("the sanitizers' build has no kill points")
+    s, counts = kept(sidecar_conf={"spool.path": os.path.join(workdir, "spool"),
+                                   "settle.time": "1500ms"})
+    s.sidecar.binary = binary
+    sessions, n = [], 0
+    for step in steps:
+        s.sidecar.kill9()
+        c = Session(s)
+        sessions.append(c)
+        for i in range(4):
+            c.request("POST", f"/{step}/{i}", body=pattern(100_000, i))
+        n += 4
+        publish(s)
+        die_at(s, "PRODUCED")
+        kill_worker(s)
+        die_at(s, step)
+        s.sidecar.start()
+        s.wait_linked()
+        total = all_settled(counts, n)
+        assert (total.seen, total.captured) == (n, n), (step, total)
+        assert pools(s) == []
+    assert_captured(without_barriers(s.drain()), sessions)
+    assert s.sidecar.keeper.names() == []
+
+
+def test_death_at_a_pools_end(kept, workdir):
+    steps = random.sample(ORPHANS, 2)
+    print(steps)
+    deaths(kept, workdir, steps)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_death_between_all_stores_at_a_pools_end(kept, workdir):
+    deaths(kept, workdir, ORPHANS)

@@ -41,6 +41,9 @@
 #define TURN_FRAMES 4096
 #define TURN_BYTES (1u << 20)
 
+/* its name at the keeper */
+#define LISTENER "listen"
+
 #define MAX_PEERS 1024
 #define MAX_FDS 16 /* that a message may carry before it is cut */
 
@@ -197,10 +200,6 @@ void links_sum(void *owner, metrics_exchanges *into) {
 }
 
 /* ---- the keeper ---- */
-
-void links_use_keeper(links *ls, keeper *k) {
-    ls->keeper = k;
-}
 
 static void keeper_name(const pool *p, char name[KEEPER_NAME]) {
     snprintf(name, KEEPER_NAME, "pool-%.*s", (int)sizeof(p->node_id),
@@ -1073,7 +1072,48 @@ static int listen_at(const config *c) {
     return fd;
 }
 
+/* The one that listens there already: who has come meanwhile waits in it.  -1:
+   there is none. */
+static int kept_listener(const config *c, keeper *k) {
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    socklen_t len = sizeof(at);
+    struct stat st;
+    int fd = k != NULL ? keeper_named(k, LISTENER) : -1;
+
+    if (fd == -1) {
+        return -1;
+    }
+    if (getsockname(fd, (struct sockaddr *)&at, &len) == 0 &&
+        at.sun_family == AF_UNIX && strcmp(at.sun_path, c->listen) == 0 &&
+        lstat(c->listen, &st) == 0 && S_ISSOCK(st.st_mode) &&
+        lchown(c->listen, c->listen_owner, c->listen_group) == 0 &&
+        chmod(c->listen, c->listen_mode) == 0) {
+        return fd;
+    }
+    keeper_remove(k, LISTENER);
+    close(fd);
+    return -1;
+}
+
+/* -1 with errno. */
+static int open_listener(const links *ls) {
+    int fd = kept_listener(ls->config, ls->keeper);
+
+    if (fd == -1) {
+        fd = remove_stale(ls->config->listen) == 0 ? listen_at(ls->config) : -1;
+        if (fd != -1 && ls->keeper != NULL) {
+            (void)keeper_store(ls->keeper, LISTENER, fd);
+        }
+    }
+    return fd;
+}
+
 links *links_open(const config *c, loop *l, ledger *lg, spool *s) {
+    return links_open_kept(c, l, lg, s, NULL);
+}
+
+links *links_open_kept(const config *c, loop *l, ledger *lg, spool *s,
+                       keeper *k) {
     links *ls = calloc(1, sizeof(*ls));
 
     if (ls == NULL ||
@@ -1086,6 +1126,7 @@ links *links_open(const config *c, loop *l, ledger *lg, spool *s) {
     ls->loop = l;
     ls->ledger = lg;
     ls->spool = s;
+    ls->keeper = k;
     ls->accept_again.due = accept_again;
     TAILQ_INIT(&ls->peers);
     ls->lock = take_lock(c->listen);
@@ -1094,7 +1135,7 @@ links *links_open(const config *c, loop *l, ledger *lg, spool *s) {
         return NULL;
     }
     ls->listener.ready = listener_ready;
-    ls->listener.fd = remove_stale(c->listen) == 0 ? listen_at(c) : -1;
+    ls->listener.fd = open_listener(ls);
     if (ls->listener.fd == -1 || loop_add(l, &ls->listener, EPOLLIN) != 0) {
         log_error("listening on unix:%s failed: %s", c->listen,
                   errno == EEXIST ? "the path exists and is no socket"
@@ -1108,6 +1149,9 @@ links *links_open(const config *c, loop *l, ledger *lg, spool *s) {
 
 static void stop_listening(links *ls) {
     if (ls->listener.fd != -1) {
+        if (ls->keeper != NULL) {
+            keeper_remove(ls->keeper, LISTENER);
+        }
         unlink(ls->config->listen);
         loop_timer_cancel(ls->loop, &ls->accept_again);
         loop_remove(ls->loop, &ls->listener);

@@ -35,6 +35,13 @@ typedef struct links links;
 links *links_open(const config *c, loop *l, ledger *lg, spool *s);
 
 /*
+ * The same; `k` keeps the socket, so that workers can come while there is no
+ * sidecar, and every pool's memory, until it is retired.
+ */
+links *links_open_kept(const config *c, loop *l, ledger *lg, spool *s,
+                       keeper *k);
+
+/*
  * Takes over a pool whose worker has gone for certain, in `fd` (which stays the
  * caller's; sealed like a worker's): what is in doubt there is settled, the rest
  * is sent, and its connections are closed; then it is retired like a worker's.
@@ -62,10 +69,6 @@ void links_retire(links *ls);
  * makes all of it due.  Linked workers are not read again.
  */
 void links_drain(links *ls);
-
-/* From now on every pool's memory is kept by `k`, until it is retired.  Before
-   any worker comes. */
-void links_use_keeper(links *ls, keeper *k);
 
 /* Counters of pools that are gone are added to `t`.  Before any pool comes. */
 void links_use_totals(links *ls, totals *t);

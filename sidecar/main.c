@@ -204,11 +204,10 @@ static int start(sidecar *s) {
             return -1;
         }
     }
-    s->links = links_open(c, s->loop, s->ledger, s->spool);
+    s->links = links_open_kept(c, s->loop, s->ledger, s->spool, s->keeper);
     if (s->links == NULL) {
         return -1;
     }
-    links_use_keeper(s->links, s->keeper);
     s->totals = totals_open(s->spool, s->keeper);
     if (s->totals == NULL) {
         log_error("out of memory");

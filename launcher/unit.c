@@ -275,7 +275,8 @@ static void sidecar_ended(unit *u, int status) {
     if (u->restart_ms > RESTART_MAX_MS)
         u->restart_ms = RESTART_MAX_MS;
     log_error("capture-proxy: the sidecar has ended with %s: clients are "
-              "served, nothing is captured; it is started again in %lld ms",
+              "served, their exchanges wait in the workers' memory; it is "
+              "started again in %lld ms",
               child_end(status, how, sizeof(how)), (long long)u->restart_ms);
     loop_timer_set(u->loop, &u->restart, u->restart_ms * MS);
 }

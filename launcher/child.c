@@ -30,8 +30,8 @@ static void receive(const child_gift *gift) {
     static int high[4096];
     char **env = gift->env;
     for (unsigned i = 0; i < gift->nfds; i++)
-        high[i] = fcntl(gift->fds[i], F_DUPFD_CLOEXEC,
-                        FIRST_FD + (int)gift->nfds);
+        high[i] =
+            fcntl(gift->fds[i], F_DUPFD_CLOEXEC, FIRST_FD + (int)gift->nfds);
     for (unsigned i = 0; i < gift->nfds; i++)
         if (high[i] == -1 || dup2(high[i], FIRST_FD + (int)i) == -1)
             _exit(127);

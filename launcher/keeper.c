@@ -38,8 +38,7 @@ struct keeper {
     char *vars[4];
 };
 
-#define FROM(at)                                                               \
-    ((keeper *)(void *)((char *)(at)-offsetof(keeper, sock)))
+#define FROM(at) ((keeper *)(void *)((char *)(at)-offsetof(keeper, sock)))
 
 static void drop(keeper *k, unsigned i) {
     close(k->kept[i].fd);

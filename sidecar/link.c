@@ -630,8 +630,8 @@ static int adopt_orphan(links *ls, int fd, bool in_file, const char **why) {
         return -1;
     }
     *why = map_orphan(p, fd, in_file);
-    if (*why == NULL && atomic_load_explicit(&p->pool->header->retired,
-                                             memory_order_acquire)) {
+    if (*why == NULL &&
+        atomic_load_explicit(&p->pool->header->retired, memory_order_acquire)) {
         *why = pool_retired;
     }
     if (*why == NULL && pool_own(p->pool) == 0) {

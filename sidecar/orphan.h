@@ -16,8 +16,7 @@ typedef struct orphans orphans;
 
 /* Takes over what needs no worker, and looks after the rest.  `s` may be NULL.
    NULL: out of memory. */
-orphans *orphans_open(loop *l, links *ls, spool *s, keeper *k,
-                      const totals *t);
+orphans *orphans_open(loop *l, links *ls, spool *s, keeper *k, const totals *t);
 void orphans_close(orphans *o);
 
 #endif

@@ -115,9 +115,9 @@ typedef struct pool {
     uint32_t at, end;
     uint32_t published;
 
-    spool *spool; /* or NULL */
-    bool left;    /* to a successor: nothing is given back or released */
-    bool in_file; /* pool_file.h */
+    spool *spool;     /* or NULL */
+    bool left;        /* to a successor: nothing is given back or released */
+    bool in_file;     /* pool_file.h */
     uint32_t charged; /* there: blocks of the spool's room that it takes */
     pool_block *blocks;
     uint32_t nblocks;     /* places that have ever been used */

@@ -261,8 +261,8 @@ static int open_file(int dir, const char *name, const char **why) {
         *why = strerror(errno);
         return -1;
     }
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) ||
-        st.st_uid != geteuid() || (st.st_mode & 0022) != 0) {
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
+        (st.st_mode & 0022) != 0) {
         close(fd);
         *why = "it is no file of this user's alone";
         return -1;

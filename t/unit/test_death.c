@@ -770,6 +770,9 @@ START_TEST(deaths_of_worker_and_sidecar_lose_nothing_and_double_nothing) {
     static volatile unsigned i, n;
 
     seed = (unsigned)_i + 5000;
+    if (_i >= 80) {
+        go_blind(_i % 3 != 2, _i % 2);
+    }
     broker.limit = 2000 + dice(dice(2) == 0 ? 3000 : 20000);
     n = dice(6);
     for (i = 0; i < n; i++) {

@@ -8,18 +8,21 @@ import subprocess
 
 import pytest
 
-from path.session import Session, assert_balanced, assert_captured, settled
+from path.session import (Session, assert_balanced, assert_captured, settled,
+                          without_barriers)
 from rig import status
 from rig.client import Client
 from rig.nginx import MODULE, Nginx, check_config
-from rig.process import SANITIZED, TOP
+from rig.process import SANITIZED, TOP, free_port
 from rig.sidecar import BINARY, Sidecar, check
-from rig.source import Response, Source
+from rig.source import Response, Source, pattern
 
 EXAMPLES = ["nginx-minimal.conf", "nginx-fleet.conf", "nginx-elastic-cloud.conf",
-            "nginx-wait-and-refuse.conf"]
+            "nginx-wait-and-refuse.conf", "nginx-spool.conf"]
+SIDECARS = ["capture-sidecar.conf", "capture-sidecar-spool.conf"]
 CLOUD = "my-cluster.es.eu-central-1.aws.found.io"
 
+MIB = 1 << 20
 CONF = os.path.join(TOP, "conf")
 
 
@@ -62,11 +65,16 @@ def test_nginx_accepts_the_example(workdir, name):
     assert "[warn]" not in err, err
 
 
+def keys_of(text):
+    return dict(re.findall(r"^([a-z_.]+) = (.+)$", text, re.M))
+
+
 class Example(Nginx):
     """An example, and a sidecar, that run; `places` are what it has instead of
     what it says: each must be in it. As path.session.Session's stack."""
 
-    def __init__(self, workdir, name, listen, broker, topic, places):
+    def __init__(self, workdir, name, listen, broker, topic, places,
+                 sidecar=None):
         super().__init__(os.path.join(workdir, "n"))
         self.broker, self.topic = broker, topic
         socket = f"{workdir}/sock"
@@ -76,9 +84,13 @@ class Example(Nginx):
                          **places}.items():
             assert old in self.text, old
             self.text = self.text.replace(old, new)
-        self.sidecar = Sidecar(workdir, {
-            "listen": f"unix:{socket}", "topic": topic,
-            "kafka.bootstrap.servers": broker.bootstrap})
+        ours = {"listen": f"unix:{socket}", "topic": topic,
+                "kafka.bootstrap.servers": broker.bootstrap}
+        if sidecar:             # (an example, {key: what it has instead})
+            said, here = keys_of(read(sidecar[0])), {**ours, **sidecar[1]}
+            assert set(here) <= set(said), said
+            ours = {**said, **here}
+        self.sidecar = Sidecar(workdir, ours)
 
     def write_config(self, **_):
         user = "user root;\n" if os.geteuid() == 0 else ""
@@ -95,11 +107,11 @@ class Example(Nginx):
     def client(self, **options):
         return Client(self.port, **options)
 
-    def wait_for_status(self, good):
+    def wait_for_status(self, good, timeout=30):
         last = {}
         status.wait_until(
             lambda: good(last.setdefault(
-                len(last), status.capture_status(self.port))), 30,
+                len(last), status.capture_status(self.port))), timeout,
             "capture_status")
         return last[max(last)]
 
@@ -121,8 +133,9 @@ def example(workdir, broker, topic):
     """example(name, listen, {what it says: what it has instead})"""
     running = []
 
-    def make(name, listen, places):
-        running.append(Example(workdir, name, listen, broker, topic, places))
+    def make(name, listen, places, **options):
+        options = {"broker": broker, "topic": topic, **options}
+        running.append(Example(workdir, name, listen, places=places, **options))
         running[-1].start()
         return running[-1]
     broker.start()
@@ -202,6 +215,31 @@ def test_the_waiting_example_refuses_what_is_not_durable(example, source):
     assert "/i/_doc/2" not in [r.target for r in source.requests]
 
 
+def test_the_spool_example_outlasts_its_memory(example, own_broker, source, workdir):
+    """Kafka is away for half as long again as the workers' memory would do."""
+    broker = own_broker()
+    broker.create_topic("t", 3)
+    e = example("nginx-spool.conf", "127.0.0.1:9200",
+                {"server 127.0.0.1:9201": f"server 127.0.0.1:{source.port}"},
+                broker=broker, topic="t",
+                sidecar=("capture-sidecar-spool.conf", {
+                    "spool.path": f"{workdir}/spool", "spool.size": "256m",
+                    "metrics.listen": f"127.0.0.1:{free_port()}"}))
+    with Session(e) as c:
+        assert c.request("PUT", "/0", body=b"{}").status == 200
+        e.wait_for_status(settled(1))
+        broker.stop()
+        for i in range(48):
+            # a search: it does not wait
+            assert c.request("GET", f"/{i}", body=pattern(MIB, i)).status == 200
+        assert c.request("PUT", "/1", body=b"{}").status == 200
+        assert os.stat(f"{workdir}/spool/blocks").st_blocks * 512 > 32 * MIB
+        broker.start()
+        s = assert_balanced(e.wait_for_status(settled(50), 90))
+        assert s["total"]["captured"] == 50, s["total"]
+    assert_captured(without_barriers(e.records()), [c])
+
+
 def test_four_lines_are_all_that_the_fleet_needs(workdir):
     """Without the marked lines it is a configuration as it was before."""
     make_tls_files(workdir)
@@ -218,8 +256,9 @@ def test_four_lines_are_all_that_the_fleet_needs(workdir):
     assert rc == 0, err
 
 
-def test_the_sidecar_accepts_the_example(workdir):
-    rc, err = check(workdir, read("capture-sidecar.conf"))
+@pytest.mark.parametrize("name", SIDECARS)
+def test_the_sidecar_accepts_the_example(workdir, name):
+    rc, err = check(workdir, read(name))
     assert rc == 0, err
     assert "warning" not in err, err
 
@@ -242,6 +281,6 @@ def test_the_sidecars_example_has_every_key_with_its_default():
 
 def test_all_examples_name_the_same_socket():
     sockets = set()
-    for name in [*EXAMPLES, "capture-sidecar.conf"]:
+    for name in [*EXAMPLES, *SIDECARS]:
         sockets |= set(re.findall(r"unix:[\w./-]+", read(name)))
     assert len(sockets) == 1, sockets

@@ -10,9 +10,9 @@ import signal
 import pytest
 
 from path.session import Session, assert_balanced, assert_captured, settled
-from rig import launcher as rig_launcher
 from rig import status
 from rig.client import Client
+from rig.container import Container
 from rig.process import TOP, Process, accepts, free_port
 from rig.status import wait_until
 
@@ -23,35 +23,6 @@ CONF = os.path.join(TOP, "deploy", "kubernetes", "sidecar", "nginx.conf")
 
 pytestmark = [pytest.mark.skipif(not NGINX, reason="script/test-image runs this"),
               pytest.mark.timeout(300)]
-
-
-def descendants(pid):
-    found = [p for c in rig_launcher._children(pid) for p in descendants(c)]
-    return [pid, *found]
-
-
-class Container:
-    """A command in a container, and the process of this name in it."""
-
-    def __init__(self, name, argv, log):
-        self.name = name
-        self.process = Process(argv, log)
-        self.pid = wait_until(self._find, 60, name, self.process.dead)
-
-    def _find(self):
-        return next((p for p in descendants(self.process.pid)
-                     if rig_launcher._name(p) == self.name), None)
-
-    def stop(self, number):
-        os.kill(self.pid, number)
-        return self.process.wait(60)
-
-    def ids(self):
-        with open(f"/proc/{self.pid}/status") as f:
-            fields = dict(line.split(":", 1) for line in f)
-        return (int(fields["Uid"].split()[0]), int(fields["Gid"].split()[0]),
-                os.readlink(f"/proc/{self.pid}/ns/pid"),
-                os.readlink(f"/proc/{self.pid}/ns/mnt"))
 
 
 class Pod:
@@ -100,11 +71,7 @@ class Pod:
 
     def close(self):
         for container in self.running:
-            for pid in reversed(descendants(container.process.pid)):
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+            container.kill()
 
 
 @pytest.fixture

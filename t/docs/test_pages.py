@@ -12,12 +12,10 @@ from rig.process import TOP
 # page -> why no test runs what it shows
 FIGURES = "figures and formats: it has no commands"
 NOT_WALKED = {
-    "bench/README.md": "its figures take minutes each, of a machine without other work",
     "docs/delivery.md": FIGURES,
     "docs/link.md": FIGURES,
     "docs/path.md": FIGURES,
     "docs/record-contract.md": FIGURES,
-    "docs/rerouting.md": "t/rehearsal does, with what its commands say",
 }
 
 

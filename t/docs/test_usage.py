@@ -350,3 +350,38 @@ def test_tests_page():
         "script/test   ": "it is what runs this", "make && ": "script/test does both",
         "make asan": "script/test does both", "def test_": "an example, not a test",
         }).finish()
+
+
+def test_bench_page(workdir):
+    page = Page("bench/README.md")
+    block = page.take("bench/run ")          # minutes, on a machine that is quiet
+    shell = Shell(workdir)
+    said = shell.run(Block("-", 1, "", f"{TOP}/bench/run --help\n"))
+    asked = set(re.findall(r"--[a-z-]+", block.text)) - {"--help"}
+    assert asked and asked <= set(re.findall(r"--[a-z-]+", said))
+    page.finish()
+    shell.finish()
+
+
+STATES = ("tested", "emulated", "linted", "built", "instructions", "not supported",
+          "never built", "the same")
+
+
+def test_support_page_claims_what_scripts_show():
+    """Each row has one of the page's words; who says that it was tested says where,
+    and that is there."""
+    with open(os.path.join(TOP, "docs", "support.md")) as f:
+        rows = [[c.strip() for c in line.strip()[1:-1].split("|")]
+                for line in f if re.match(r"\| *[^-|]", line)]
+    states = []
+    for row in rows:
+        found = [c for c in row if c.startswith(STATES)]
+        if not found:
+            assert row[-1] == "by", row          # a table's head
+            continue
+        states.append(found[0])
+        by = re.findall(r"`((?:script|t)/[\w./-]+)", row[-1])
+        assert all(os.path.exists(os.path.join(TOP, path)) for path in by), row
+        if found[0].startswith(("tested", "emulated", "linted", "the same")):
+            assert by or "by hand" in found[0], row
+    assert len(states) > 20

@@ -234,7 +234,7 @@ def test_capturectl_page(used, new_topic, workdir):
     page = Page("docs/capturectl.md")
     shell = used.shell({
         "localhost:9092": used.bootstrap, "logging-traffic-topic": used.topic,
-        "10.0.0.1:9464": used.metrics, "10.0.0.1:8080": used.node,
+        "10.0.0.1:9145": used.metrics, "10.0.0.1:8080": used.node,
         "10.0.0.2:8080": used.node, "replay-again": new_topic(4)},
         commands={"capturectl": CAPTURECTL})
     # the page is made from the help: forms ("capturectl http [OPTION..."), and text

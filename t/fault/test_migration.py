@@ -56,7 +56,7 @@ def requests_of(records):
 
 
 @pytest.mark.partitions(6)
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_from_the_java_proxy_to_this_one_and_back(java, capture_proxy, fault, broker, topic,
                                                   source):
     """A balancer's target is moved: new connections go to the new one, old ones end

@@ -215,6 +215,7 @@ def test_the_waiting_example_refuses_what_is_not_durable(example, source):
     assert "/i/_doc/2" not in [r.target for r in source.requests]
 
 
+@pytest.mark.timeout(300)
 def test_the_spool_example_outlasts_its_memory(example, own_broker, source, workdir):
     """Kafka is away for half as long again as the workers' memory would do."""
     broker = own_broker()

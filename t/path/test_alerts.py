@@ -16,7 +16,7 @@ import time
 import pytest
 
 from rig.process import TOP, free_port
-from rig.prometheus import fetch, parse, promtool
+from rig.prometheus import check_metrics, fetch, parse, promtool
 from rig.sidecar import Sidecar
 from rig.source import Response, pattern
 from rig.status import wait_until
@@ -131,6 +131,8 @@ def test_nothing_fires_while_all_is_well(stack, fires):
     assert after['capture_wait_seconds_count{instance="a",'
                  'job="capture-sidecar"}'] == 20
     assert fires(before, after) == WELL
+    for url in scrape.urls.values():
+        assert check_metrics(fetch(url)[1]) == ""
 
 
 def test_a_worker_without_a_sidecar_loses(stack, fires):

@@ -104,6 +104,6 @@ def test_what_an_idle_connection_costs(stack, topic):
     sidecar, worker = [(b - a) / n for a, b in zip(before, after)]
     assert before[0] < figure("the sidecar itself") * 1000
     with open(os.path.join(TOP, PAGE)) as f:
-        said = float(re.search(r"MB, and ([\d.]+) KiB", f.read())[1])
-    assert 0.5 * said < sidecar < 1.5 * said, sidecar
-    assert 0.3 * figure("a worker") < worker < 2 * figure("a worker"), worker
+        said = float(re.search(r"MB, and up to ([\d.]+) KiB", f.read())[1])
+    assert 0.1 * said < sidecar < 1.5 * said, sidecar
+    assert worker < 1.5 * figure("a worker"), worker

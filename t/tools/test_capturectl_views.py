@@ -217,6 +217,11 @@ def test_every_subcommand_has_help_with_an_example_that_it_would_take():
         assert f"capturectl {name}" in answer.text.split("\nExample:\n")[1]
 
 
+@pytest.mark.parametrize("name", [n for n in SUBCOMMANDS if n != "completion"])
+def test_what_shows_something_has_it_as_json_too(name):
+    assert "--json " in capturectl(name, "--help").text
+
+
 @pytest.mark.parametrize("name", ["capturectl", *SUBCOMMANDS])
 def test_man_pages_are_roff_without_a_fault(name):
     page = capturectl("man", name)

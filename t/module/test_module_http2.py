@@ -1018,6 +1018,9 @@ def test_lanes_that_are_idle_make_room_for_others(rig2, source):
     try:
         for i, client in enumerate(clients):
             burst(client, source, release, prefix=f"/{i}/")
+            # a slot is free when the sidecar has seen its end
+            wait_until(lambda: sum(not c.end for c in r.sidecar.connections)
+                       <= slots * 3 // 4, 30)
         r.total(seen=100 * n, captured=100 * n)
         open_ = [c for c in r.sidecar.connections if not c.end]
         assert len(open_) <= slots

@@ -2,6 +2,7 @@
 at a time on each connectionId."""
 
 import itertools
+import re
 import threading
 from concurrent import futures
 from types import SimpleNamespace
@@ -182,6 +183,14 @@ def test_idle_lanes_are_closed_for_others(stack2, source):
     release = threading.Event()
     source.answer = lambda q: Response(hold=release)
     s = stack2(buffer="1m")
+
+    def closed():
+        """Connections that have ended though none of the clients has left."""
+        result = verify_topic(s.records())
+        result.assert_clean()
+        return {k for k, x in result.connections.items() if x.closed}
+    slots = int(re.search(r"blocks, (\d+) connections", s.nginx.error_log())[1])
+    assert slots < 1000
     clients = [Session2(s.port2) for _ in range(12)]
     for i, c in enumerate(clients):
         release.clear()
@@ -191,14 +200,11 @@ def test_idle_lanes_are_closed_for_others(stack2, source):
         for x in started:
             c.finish(x)
         s.wait_for_status(settled((i + 1) * 100))
-
-    def closed():
-        """Connections that have ended though none of the clients has left."""
-        result = verify_topic(s.records())
-        result.assert_clean()
-        return {k for k, x in result.connections.items() if x.closed}
-    early = set()
-    wait_until(lambda: early.update(closed()) or len(early) > 600, 30)
+        # a slot is free when Kafka has its connectionId's end
+        early = set()
+        wait_until(lambda: early.update(closed()) or (
+            (i + 1) * 100 - len(early) <= slots * 3 // 4), 60)
+    assert len(early) >= 1200 - slots
     for i, c in enumerate(clients):
         c.request("GET", f"/{i}/again")
     status = assert_balanced(s.wait_for_status(settled(1212)))

@@ -144,6 +144,13 @@ static ngx_command_t  ngx_http_capture_commands[] = {
       offsetof(ngx_http_capture_loc_conf_t, on_failure),
       &ngx_http_capture_on_failures },
 
+    { ngx_string("capture_topic"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_capture_set_topic,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
     { ngx_string("capture_redact_header"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
       ngx_http_capture_set_redact_header,
@@ -659,6 +666,7 @@ ngx_http_capture_create_loc_conf(ngx_conf_t *cf)
      *     clcf->wait_for = NULL;
      *     clcf->told = 0;
      *     clcf->policy = 0;
+     *     clcf->topic_variable = NULL;
      */
 
     clcf->enable = NGX_CONF_UNSET;
@@ -671,6 +679,7 @@ ngx_http_capture_create_loc_conf(ngx_conf_t *cf)
     clcf->redact_json = NGX_CONF_UNSET_PTR;
     clcf->max_request_body = NGX_CONF_UNSET;
     clcf->max_response_body = NGX_CONF_UNSET;
+    clcf->topic = NGX_CONF_UNSET_UINT;
 
     return clcf;
 }
@@ -701,6 +710,12 @@ ngx_http_capture_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_conf_merge_bitmask_value(conf->include, prev->include,
                               (NGX_CONF_BITMASK_SET
                                |NGX_HTTP_CAPTURE_INCLUDE_OFF));
+
+    if (conf->topic == NGX_CONF_UNSET_UINT) {
+        conf->topic_variable = prev->topic_variable;
+    }
+
+    ngx_conf_merge_uint_value(conf->topic, prev->topic, 0);
 
     ngx_conf_merge_ptr_value(conf->redact_headers, prev->redact_headers, NULL);
     ngx_conf_merge_ptr_value(conf->redact_args, prev->redact_args, NULL);

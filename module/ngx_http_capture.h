@@ -13,6 +13,7 @@
  *   early.c       a response that begins before its request has ended
  *   stall.c       such a request's body is not read while the pool is full
  *   connection.c  connectionIds: slots, timestamps, CLOSE
+ *   topic.c       which destination they belong to
  *   pool.c        frames into blocks of shared memory; publishing
  *   link.c        the Unix socket to the sidecar
  *   status.c      counters of all workers; capture_status
@@ -63,6 +64,7 @@ typedef struct {
     uint64_t                   generation; /* counts loads */
     ngx_uint_t                 used;      /* some location may capture */
     ngx_str_t                  redact_key;
+    ngx_array_t               *topics;    /* ngx_str_t, of capture_topic */
 } ngx_http_capture_main_conf_t;
 
 
@@ -88,6 +90,9 @@ typedef struct {
     off_t                      max_request_body;
     off_t                      max_response_body;
     ngx_uint_t                 policy;     /* any of these five */
+
+    ngx_http_complex_value_t  *topic_variable;
+    ngx_uint_t                 topic;      /* where there is none; 0: default */
 } ngx_http_capture_loc_conf_t;
 
 
@@ -137,6 +142,9 @@ typedef struct {
     u_char                     node_id[CAP_NODE_ID_SIZE];
     u_char                     prefix[33]; /* of connectionIds */
 
+    ngx_uint_t                 ntopics;    /* destinations named so far */
+    u_char                     topics[CAP_TOPIC_NAMES][CAP_TOPIC_NAME_SIZE];
+
     ngx_event_t                publish;    /* at the turn's end; link.c */
     unsigned                   dirty:1;    /* written since published */
     unsigned                   urgent:1;   /* a client waits for it */
@@ -153,6 +161,7 @@ struct ngx_http_capture_conn_s {
     uint32_t                   generation;
     uint64_t                   epoch;
     int64_t                    last_ts;
+    ngx_uint_t                 topic;      /* of the slot */
     unsigned                   open:1;     /* in an exchange */
     unsigned                   extra:1;    /* not a connection's first lane */
     unsigned                   spare:1;    /* in the pool's spares */
@@ -265,6 +274,7 @@ typedef struct {
     struct sockaddr_un         addr;       /* of the sidecar */
     size_t                     buffer;
     ngx_uint_t                 nslots;
+    ngx_array_t               *topics;     /* of the configuration, or NULL */
     ngx_log_t                 *log;
 
     ngx_queue_t                waiters;
@@ -417,7 +427,8 @@ void ngx_http_capture_redact_end(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
 
 /* connection.c */
 
-ngx_http_capture_conn_t *ngx_http_capture_get_conn(ngx_http_request_t *r);
+ngx_http_capture_conn_t *ngx_http_capture_get_conn(ngx_http_request_t *r,
+    ngx_uint_t topic);
 ngx_int_t ngx_http_capture_conn_begin(ngx_http_capture_pool_t *pool,
     ngx_http_capture_conn_t *conn, size_t head_len);
 void ngx_http_capture_conn_end(ngx_http_capture_pool_t *pool,
@@ -447,6 +458,23 @@ uint32_t ngx_http_capture_pool_take_slot(ngx_http_capture_pool_t *pool,
 void ngx_http_capture_pool_collect(ngx_http_capture_pool_t *pool);
 void ngx_http_capture_pool_publish(ngx_http_capture_pool_t *pool);
 int64_t ngx_http_capture_pool_clock(ngx_http_capture_pool_t *pool);
+
+/* topic.c */
+
+/* of a request: 0 the default, else a place in the pool's names and 1 */
+
+#define NGX_HTTP_CAPTURE_NO_TOPIC  ((ngx_uint_t) -1)
+
+#define ngx_http_capture_topic(pool, r, clcf)                                 \
+    ((clcf)->topic_variable ? ngx_http_capture_topic_of(pool, r, clcf)        \
+                            : (clcf)->topic)
+
+char *ngx_http_capture_set_topic(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+void ngx_http_capture_topic_init(ngx_http_capture_pool_t *pool,
+    ngx_array_t *topics);
+ngx_uint_t ngx_http_capture_topic_of(ngx_http_capture_pool_t *pool,
+    ngx_http_request_t *r, ngx_http_capture_loc_conf_t *clcf);
 
 /* link.c */
 

@@ -11,6 +11,9 @@
  * stream takes the lowest lane of its connection that is free, and each lane
  * has a connectionId of its own.  HTTP/1 uses the first alone.
  *
+ * A connectionId belongs to one destination: a lane that has one is free for no
+ * other.  So a connection whose requests go to several has a lane for each.
+ *
  * A lane keeps its connectionId while it is idle, as a connection does, unless
  * slots get few: then the lanes beside a connection's first that have been
  * idle longest give theirs back.
@@ -41,13 +44,14 @@ static void ngx_http_capture_conn_close(ngx_http_capture_pool_t *pool,
 
 
 /*
- * A free lane of r's client connection.  Lanes hang on the connection's pool
- * and are as many as streams were ever open at once: pointers and numbers of
- * connections are recycled.
+ * A lane of r's client connection that is free for this destination.  Lanes
+ * hang on the connection's pool and are as many as streams were ever open at
+ * once, and destinations used: pointers and numbers of connections are
+ * recycled.
  */
 
 ngx_http_capture_conn_t *
-ngx_http_capture_get_conn(ngx_http_request_t *r)
+ngx_http_capture_get_conn(ngx_http_request_t *r, ngx_uint_t topic)
 {
     ngx_pool_t                *pool;
     ngx_pool_cleanup_t        *cln;
@@ -72,9 +76,12 @@ ngx_http_capture_get_conn(ngx_http_request_t *r)
     }
 
     for (lane = cln->data; *lane; lane = &(*lane)->next) {
-        if (!(*lane)->open
-            || (*lane)->epoch != ngx_http_capture_worker->pool->epoch)
+        if ((*lane)->epoch != ngx_http_capture_worker->pool->epoch
+            || (!(*lane)->open
+                && ((*lane)->topic == topic
+                    || (*lane)->slot == NGX_HTTP_CAPTURE_NO_SLOT)))
         {
+            (*lane)->topic = topic;
             return *lane;
         }
     }
@@ -83,6 +90,7 @@ ngx_http_capture_get_conn(ngx_http_request_t *r)
 
     if (*lane) {
         (*lane)->slot = NGX_HTTP_CAPTURE_NO_SLOT;
+        (*lane)->topic = topic;
         (*lane)->extra = (lane != cln->data);
     }
 

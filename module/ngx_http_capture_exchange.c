@@ -36,6 +36,7 @@ ngx_http_capture_begin(ngx_http_capture_ctx_t *ctx)
     int64_t                   arrived;
     cap_header               *h;
     ngx_int_t                 reason;
+    ngx_uint_t                topic;
     ngx_http_capture_conn_t  *conn;
     ngx_http_capture_pool_t  *pool;
 
@@ -46,7 +47,14 @@ ngx_http_capture_begin(ngx_http_capture_ctx_t *ctx)
         return;
     }
 
-    conn = ngx_http_capture_get_conn(ctx->request);
+    topic = ngx_http_capture_topic(pool, ctx->request, ctx->conf);
+
+    if (topic == NGX_HTTP_CAPTURE_NO_TOPIC) {
+        ngx_http_capture_exchange_lost(ctx, CAP_NO_TOPIC);
+        return;
+    }
+
+    conn = ngx_http_capture_get_conn(ctx->request, topic);
 
     reason = conn ? ngx_http_capture_conn_begin(pool, conn, ctx->head_len)
                   : CAP_INTERNAL;

@@ -81,6 +81,7 @@ ngx_http_capture_link_init(ngx_cycle_t *cycle)
     ngx_cpystrn((u_char *) w->addr.sun_path, cmcf->sidecar.data,
                 sizeof(w->addr.sun_path));
     w->buffer = cmcf->buffer;
+    w->topics = cmcf->topics;
     w->log = cycle->log;
     w->backoff = NGX_HTTP_CAPTURE_BACKOFF_MIN;
 

@@ -100,6 +100,7 @@ ngx_http_capture_pool_create(ngx_http_capture_worker_t *w)
     }
 
     ngx_http_capture_pool_header(pool);
+    ngx_http_capture_topic_init(pool, w->topics);
 
     return pool;
 }
@@ -803,7 +804,7 @@ ngx_http_capture_pool_take_slot(ngx_http_capture_pool_t *pool,
     slot = cap_slot_at(pool->base, &pool->geo, i);
 
     slot->cluster = 0;
-    slot->topic = 0;
+    slot->topic = conn->topic;
     slot->partition = -1;
     slot->next_number = 1;
     slot->requests = 0;

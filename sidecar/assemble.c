@@ -24,8 +24,10 @@ struct assemble {
     bool adopting; /* frames come that another owner may have done */
     int64_t flush_ns;
     int64_t earliest_ns, latest_ns; /* that a time may be, in this turn */
-    size_t limit;                   /* bytes of a record, in this turn */
     slot_entry *slots;
+    /* where the pool's topics go; NULL: nowhere, once they are `known` */
+    struct destination *topics[CAP_TOPIC_NAMES + 1];
+    bool known[CAP_TOPIC_NAMES + 1];
     struct conn_list conns; /* all of them */
     struct conn_list timed; /* the first unsent the longest ago */
     loop_timer timer;
@@ -34,6 +36,7 @@ struct assemble {
 
 static void conn_abandoned(conn *c, unsigned reason);
 static void conn_closed(conn *c);
+static void late_frame(assemble *a, const slot_entry *e, const cap_frame *f);
 static void timer_due(loop_timer *timer);
 static void relief_due(loop_timer *timer);
 static void watch(assemble *a);
@@ -117,7 +120,6 @@ void assemble_turn(assemble *a) {
     now = (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
     a->earliest_ns = now - DAY_NS;
     a->latest_ns = now + DAY_NS;
-    a->limit = ledger_record_limit(a->ledger);
 }
 
 /* ---- when a connection is due ---- */
@@ -160,7 +162,7 @@ static void queued(assemble *a, conn *c) {
     if (c->flushes > 0) {
         return;
     }
-    if (c->unsent_cost >= a->limit) {
+    if (c->unsent_cost >= ledger_record_limit(a->ledger, c)) {
         flush(a, c);
     } else if (c->unsent == 0) {
         ledger_settle(a->ledger, c);
@@ -250,6 +252,26 @@ static bool id_is_good(const char *id, size_t len) {
     return true;
 }
 
+/* What a slot's topic stands for is found once: the worker cannot change it.  0,
+   or -1: the pool has no such name. */
+static int find_destination(assemble *a, unsigned topic,
+                            struct destination **into) {
+    char name[CAP_TOPIC_NAME_SIZE];
+
+    if (topic > CAP_TOPIC_NAMES) {
+        return -1;
+    }
+    if (!a->known[topic]) {
+        if (pool_topic(a->pool, topic, name) != 0) {
+            return -1;
+        }
+        a->topics[topic] = ledger_destination(a->ledger, name);
+        a->known[topic] = true;
+    }
+    *into = a->topics[topic];
+    return 0;
+}
+
 static conn *open_conn(assemble *a, uint32_t slot, uint32_t generation,
                        const char **why) {
     const cap_slot *s = cap_slot_at(a->pool->header, &a->pool->geometry, slot);
@@ -265,8 +287,9 @@ static conn *open_conn(assemble *a, uint32_t slot, uint32_t generation,
     if (atomic_load_explicit(&s->generation, memory_order_acquire) !=
         generation) {
         *why = "a frame's connection is not the slot's";
-    } else if (s->topic != 0 || s->cluster != 0) {
-        *why = "a slot's topic is not permitted";
+    } else if (s->cluster != 0 ||
+               find_destination(a, s->topic, &c->destination) != 0) {
+        *why = "a slot's topic has no name";
     } else if (!id_is_good(c->id, c->id_len)) {
         *why = "a connectionId is not printable";
     }
@@ -289,6 +312,26 @@ static conn *open_conn(assemble *a, uint32_t slot, uint32_t generation,
     e->reason = CAP_NONE;
     e->used = true;
     return c;
+}
+
+/*
+ * One that has just been opened and has no destination: nothing of it is ever
+ * sent, and what its worker begins there before it hears of that is counted by
+ * late_frame.
+ */
+static void refuse_conn(assemble *a, conn *c, const cap_frame *f) {
+    slot_entry *e = &a->slots[c->slot];
+
+    pool_ending(a->pool, CAP_NO_TOPIC, 1);
+    step(STEP_REFUSE_ENDING);
+    pool_return_slot(a->pool, c->slot, c->generation);
+    pool_wake(a->pool);
+    step(STEP_REFUSE_SLOT);
+    conn_abandoned(c, CAP_NO_TOPIC);
+    conn_closed(c);
+    late_frame(a, e, f);
+    step(STEP_REFUSE_COUNTED);
+    pool_ending(a->pool, 0, 0);
 }
 
 /* ---- adoption: what another owner of the pool has begun ---- */
@@ -557,6 +600,9 @@ static conn *conn_of(assemble *a, const cap_frame *f, const char **why,
     c = open_conn(a, f->slot, f->slot_generation, why);
     if (c == NULL) {
         *reason = *why != NULL ? CAP_BAD_LINK : CAP_INTERNAL;
+    } else if (c->destination == NULL) {
+        refuse_conn(a, c, f);
+        c = NULL;
     }
     return c;
 }

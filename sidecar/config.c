@@ -501,33 +501,95 @@ static int store(config *c, const key *k, char *value, complaint *why) {
 
 /* lines */
 
-static void read_kafka(reader *r, const char *name, const char *value) {
-    config *c = r->c;
+/* Properties of librdkafka, all of them or a destination's own. */
+typedef struct {
+    config_property *at;
+    size_t *n, max;
+    const char *scope;
+} property_list;
+
+static void read_kafka(reader *r, const property_list *list, const char *name,
+                       const char *value) {
     char why[512];
-    for (size_t i = 0; i < c->nkafka; i++)
-        if (strcmp(c->kafka[i].name, name) == 0) {
+    for (size_t i = 0; i < *list->n; i++)
+        if (strcmp(list->at[i].name, name) == 0) {
             mistake(r,
-                    "kafka.%s is already set in line %d: leave one of them out",
-                    name, c->kafka[i].line);
+                    "%skafka.%s is already set in line %d: leave one of them "
+                    "out",
+                    list->scope, name, list->at[i].line);
             return;
         }
-    if (*name == '\0' || c->nkafka == CONFIG_MAX_KAFKA) {
-        mistake(r, *name == '\0'
-                       ? "kafka. needs the name of a property of librdkafka"
-                       : "there are too many kafka.* keys");
+    if (*name == '\0' || *list->n == list->max) {
+        mistake(r,
+                *name == '\0'
+                    ? "%skafka. needs the name of a property of librdkafka"
+                    : "there are too many %skafka.* keys",
+                list->scope);
         return;
     }
-    config_property *p = &c->kafka[c->nkafka++];
+    config_property *p = &list->at[(*list->n)++];
+    p->scope = list->scope;
     p->name = strdup(name);
     p->line = r->line;
     if (config_resolve(value, &p->value, why, sizeof(why)) == -1)
-        mistake(r, "kafka.%s: %s", name, why);
+        mistake(r, "%skafka.%s: %s", p->scope, name, why);
     if (p->value != NULL)
         p->written = strdup(value);
     else
         p->value = strdup(value);
     if (p->name == NULL || p->value == NULL)
         mistake(r, "out of memory");
+}
+
+/* A name that NGINX may say. */
+static bool is_name(const char *name, size_t len) {
+    for (size_t i = 0; i < len; i++)
+        if (!isalnum((unsigned char)name[i]) && strchr("._-", name[i]) == NULL)
+            return false;
+    return len > 0 && len < CONFIG_NAME_SIZE;
+}
+
+/* topic.NAME = TOPIC, or topic.NAME.kafka.PROPERTY = VALUE */
+static void read_destination(reader *r, const char *name, const char *value) {
+    const char *kafka = strstr(name, ".kafka.");
+    size_t len = kafka != NULL ? (size_t)(kafka - name) : strlen(name);
+    config_destination *d;
+    complaint why;
+    if (!is_name(name, len)) {
+        mistake(r,
+                "topic.%.*s: give a name of 1 to 63 letters, digits, \".\", "
+                "\"_\" and \"-\", as capture_topic has it",
+                (int)(len < 80 ? len : 80), name);
+        return;
+    }
+    if (len == strlen(CONFIG_DEFAULT_NAME) &&
+        memcmp(name, CONFIG_DEFAULT_NAME, len) == 0) {
+        mistake(r,
+                "topic.%s: the default destination is `topic`, and its "
+                "properties are kafka.*",
+                name);
+        return;
+    }
+    d = config_destination_find(r->c, name, len, r->line);
+    if (d == NULL) {
+        mistake(r, "topic.%s: there can be %d destinations beside `topic`",
+                name, CONFIG_MAX_DESTINATIONS);
+        return;
+    }
+    if (kafka != NULL) {
+        const property_list list = {d->kafka, &d->nkafka, CONFIG_MAX_OVERRIDES,
+                                    d->scope};
+        read_kafka(r, &list, kafka + strlen(".kafka."), value);
+        return;
+    }
+    if (d->topic != NULL) {
+        mistake(r, "topic.%s is already set in line %d: leave one of them out",
+                name, d->line);
+        return;
+    }
+    d->line = r->line;
+    if (parse_topic(value, &d->topic, &why) == -1)
+        mistake(r, "topic.%s = %.80s: %s", name, value, why.text);
 }
 
 static const key *find_key(const char *name) {
@@ -551,9 +613,10 @@ static void unknown_key(reader *r, const char *name) {
 
 static void read_pair(reader *r, const char *name, char *value) {
     complaint why;
-    bool kafka = strncmp(name, "kafka.", 6) == 0;
+    bool kafka = strncmp(name, "kafka.", 6) == 0,
+         destination = strncmp(name, "topic.", 6) == 0;
     const key *k = find_key(name);
-    if (k == NULL && !kafka) {
+    if (k == NULL && !kafka && !destination) {
         unknown_key(r, name);
         return;
     }
@@ -562,7 +625,13 @@ static void read_pair(reader *r, const char *name, char *value) {
         return;
     }
     if (kafka) {
-        read_kafka(r, name + 6, value);
+        const property_list list = {r->c->kafka, &r->c->nkafka,
+                                    CONFIG_MAX_KAFKA, ""};
+        read_kafka(r, &list, name + 6, value);
+        return;
+    }
+    if (destination) {
+        read_destination(r, name + 6, value);
         return;
     }
     int *seen = &r->seen[k - keys];
@@ -692,6 +761,8 @@ static void check_whole(reader *r) {
             r,
             "inflight.size is less than record.size: no record could be sent");
     check_token(r);
+    if (r->mistakes == 0) /* the parts are there */
+        r->mistakes += config_destination_check(c, r->file, r->err);
 }
 
 static void warn_of_open_secret(reader *r, const char *prefix,
@@ -708,10 +779,12 @@ static void warn_of_open_secrets(reader *r, FILE *in) {
     if (fstat(fileno(in), &st) == -1 || !S_ISREG(st.st_mode) ||
         (st.st_mode & 077) == 0)
         return;
-    for (size_t i = 0; i < r->c->nkafka; i++)
-        if (config_is_secret(r->c->kafka[i].name) &&
-            r->c->kafka[i].written == NULL) {
-            warn_of_open_secret(r, "kafka.", &r->c->kafka[i], st.st_mode);
+    const config_property *p;
+    for (size_t i = 0; (p = config_property_at(r->c, i)) != NULL; i++)
+        if (config_is_secret(p->name) && p->written == NULL) {
+            char prefix[CONFIG_NAME_SIZE + 16];
+            snprintf(prefix, sizeof(prefix), "%skafka.", p->scope);
+            warn_of_open_secret(r, prefix, p, st.st_mode);
             return;
         }
     if (headers->value != NULL && headers->written == NULL)
@@ -746,8 +819,7 @@ static void free_property(config_property *p) {
 }
 
 void config_free(config *c) {
-    for (size_t i = 0; i < c->nkafka; i++)
-        free_property(&c->kafka[i]);
+    config_destination_free(c);
     free_property(&c->otlp_headers);
     free(c->listen);
     free(c->topic);
@@ -834,17 +906,31 @@ static void help_markdown(FILE *out) {
     }
 }
 
+/* Keys that are many. */
+static const char *const patterns[][3] = {
+    {"topic.NAME", "name",
+     "Another destination: the topic of the requests for which NGINX's "
+     "`capture_topic` says NAME (1 to 63 letters, digits, `.`, `_`, `-`). Only "
+     "what is listed here is permitted; 16 at most. Each has an even share of "
+     "inflight.size."},
+    {"topic.NAME.kafka.PROPERTY", "text",
+     "What is other than kafka.PROPERTY for that destination: another cluster "
+     "by topic.NAME.kafka.bootstrap.servers, other credentials ... The same "
+     "rules hold."},
+    {"kafka.NAME", "text",
+     "librdkafka's property NAME: kafka.bootstrap.servers, "
+     "kafka.security.protocol, "
+     "kafka.compression.type ... Those that protect delivery cannot be "
+     "changed. `${file:/path}` in a value is what the file holds, "
+     "`${env:NAME}` the variable; HUP reads files again."},
+};
+
 void config_help(FILE *out, bool markdown) {
     if (markdown)
         help_markdown(out);
     else
         help_text(out);
-    fprintf(out,
-            markdown ? "| `kafka.NAME` | text | | %s |\n"
-                     : "kafka.NAME = text\n    %s\n",
-            "librdkafka's property NAME: kafka.bootstrap.servers, "
-            "kafka.security.protocol, "
-            "kafka.compression.type ... Those that protect delivery cannot be "
-            "changed. `${file:/path}` in a value is what the file holds, "
-            "`${env:NAME}` the variable; HUP reads files again.");
+    for (size_t i = 0; i < sizeof(patterns) / sizeof(*patterns); i++)
+        fprintf(out, markdown ? "| `%s` | %s | | %s |\n" : "%s = %s\n    %s\n",
+                patterns[i][0], patterns[i][1], patterns[i][2]);
 }

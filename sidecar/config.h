@@ -4,6 +4,10 @@
  * CONFIG_KEYS is the one table: parsing, defaults, ranges, --help-config and
  * docs/configuration.md come from it.  `kafka.NAME` is librdkafka's property
  * NAME; those that protect delivery are refused (sidecar/kafka.h).
+ *
+ * Records go to `topic`, the default destination, or to the one that NGINX
+ * names: topic.NAME permits it, topic.NAME.kafka.* says what of kafka.* is
+ * other there.  config_destination.c makes a whole configuration of one.
  */
 #ifndef SIDECAR_CONFIG_H
 #define SIDECAR_CONFIG_H
@@ -46,13 +50,29 @@ enum config_token_source {
 #define CONFIG_MAX_UIDS 32
 #define CONFIG_MAX_KAFKA 128
 #define CONFIG_HEADER_SIZE 16384
+#define CONFIG_MAX_DESTINATIONS 16 /* beside the default one */
+#define CONFIG_MAX_OVERRIDES 32    /* a destination's own kafka.* */
+#define CONFIG_NAME_SIZE 64        /* a destination's name and its NUL */
+#define CONFIG_DEFAULT_NAME "default"
 
 typedef struct {
     char *name;    /* without "kafka."; or of another key, whole */
     char *value;   /* with its references resolved */
     char *written; /* with them, as in the file; NULL: it has none */
     int line;      /* of the file, for messages */
+    /* what stands before "kafka.": "", or "topic.NAME." */
+    const char *scope;
 } config_property;
+
+/* What topic.NAME permits. */
+typedef struct {
+    char name[CONFIG_NAME_SIZE];
+    char scope[sizeof("topic..") + CONFIG_NAME_SIZE];
+    char *topic; /* NULL while the file is being read */
+    int line;
+    config_property kafka[CONFIG_MAX_OVERRIDES];
+    size_t nkafka;
+} config_destination;
 
 typedef struct {
     char *listen;       /* path without "unix:" */
@@ -66,6 +86,10 @@ typedef struct {
     size_t nkafka;
     /* its value is NULL where there are none */
     config_property otlp_headers;
+    config_destination *destinations; /* beside `topic` */
+    size_t ndestinations;
+    /* of config_view: which one this is; NULL: there is only one */
+    const char *destination;
     char *metrics_listen;   /* host:port or NULL */
     char *otlp_endpoint;    /* URL or NULL */
     char *otlp_traces;      /* as well */
@@ -126,6 +150,29 @@ int config_header(const char **at, char *line, size_t size, const char **why);
 
 /* The property's value, or NULL.  `kafka_name` as librdkafka's. */
 const char *config_kafka(const config *c, const char *kafka_name);
+
+/*
+ * The configuration as the destination `i` has it, 0 the default one and then
+ * c->destinations: its topic, its kafka.*, its share of inflight.size.  Nothing
+ * of it is a copy: it is good until `c` changes, and freed with `c`.
+ */
+void config_view(const config *c, size_t i, config *into);
+/* What it is called: "default", or the name. */
+const char *config_destination_name(const config *c, size_t i);
+
+/* The i-th of all kafka.*, the destinations' own included; NULL: no more. */
+config_property *config_property_at(const config *c, size_t i);
+
+/* For a log line: " of NAME", or "" where there is only one destination. */
+void config_of_destination(const config *view, char *into, size_t size);
+
+/* While a file is read: the destination of that name; NULL: out of memory, or
+   one too many. */
+config_destination *config_destination_find(config *c, const char *name,
+                                            size_t len, int line);
+/* Whether they fit together; after a line a mistake to `err`, their number. */
+int config_destination_check(const config *c, const char *file, FILE *err);
+void config_destination_free(config *c);
 
 /* The nearest of `names` by spelling, or NULL when none is near. */
 const char *config_nearest(const char *name, const char *const *names,

@@ -193,9 +193,7 @@ static void free_value(char *value) {
 
 /* Every value that may have a reference; NULL behind the last. */
 static config_property *property(config *c, size_t i) {
-    return i < c->nkafka    ? &c->kafka[i]
-           : i == c->nkafka ? &c->otlp_headers
-                            : NULL;
+    return i == 0 ? &c->otlp_headers : config_property_at(c, i - 1);
 }
 
 static bool is_headers(const config *c, const config_property *p) {
@@ -215,17 +213,20 @@ static int headers_are_right(const char *value, char *why, size_t size) {
 }
 
 int config_resolve_again(config *c, FILE *err) {
-    char *values[CONFIG_MAX_KAFKA + 1] = {0}, why[512];
+    static char *values[CONFIG_MAX_KAFKA +
+                        CONFIG_MAX_DESTINATIONS * CONFIG_MAX_OVERRIDES + 1];
+    char why[512];
     config_property *p;
     int changed = 0, failed = 0;
     for (size_t i = 0; (p = property(c, i)) != NULL; i++) {
+        values[i] = NULL;
         if (p->written == NULL)
             continue;
         if (config_resolve(p->written, &values[i], why, sizeof(why)) == -1 ||
             (is_headers(c, p) &&
              headers_are_right(values[i], why, sizeof(why)) == -1)) {
-            fprintf(err, "%s%s: %s\n", is_headers(c, p) ? "" : "kafka.",
-                    p->name, why);
+            fprintf(err, "%s%s%s: %s\n", is_headers(c, p) ? "" : p->scope,
+                    is_headers(c, p) ? "" : "kafka.", p->name, why);
             failed++;
         }
     }
@@ -256,8 +257,12 @@ static void hide_headers(const char *value) {
 }
 
 void config_hide_secrets(const config *c) {
-    for (size_t i = 0; i < c->nkafka; i++)
-        if (config_is_secret(c->kafka[i].name))
-            log_hide(c->kafka[i].name, c->kafka[i].value);
+    const config_property *p;
+    char name[CONFIG_NAME_SIZE + 128]; /* one a name is hidden */
+    for (size_t i = 0; (p = config_property_at(c, i)) != NULL; i++)
+        if (config_is_secret(p->name)) {
+            snprintf(name, sizeof(name), "%s%s", p->scope, p->name);
+            log_hide(name, p->value);
+        }
     hide_headers(c->otlp_headers.value);
 }

@@ -46,10 +46,14 @@ enum conn_phase {
 };
 
 struct ledger_record;
+struct destination;
 
 typedef struct conn {
     pool *pool;
     void *home; /* assemble's */
+    /* for ever; NULL: it was adopted and is permitted no longer, so that it
+       ends with that */
+    struct destination *destination;
     uint32_t slot;
     uint32_t generation;
     uint8_t id_len;

@@ -10,7 +10,6 @@
 
 #include "sidecar/kafka_internal.h"
 #include "sidecar/kafka_token.h"
-#include "sidecar/metrics.h"
 
 /* After a fatal error: how long answers to what is in flight are waited for,
    which turns doubt into certainty. */
@@ -146,7 +145,7 @@ static void report(kafka *k, const rd_kafka_message_t *m) {
     kafka_pace_reported(k, m->partition, result == KAFKA_ACKED);
     if (result == KAFKA_ACKED) {
         k->refused = false;
-        metrics_cell[METRIC_KAFKA_REACHABLE] = 1;
+        k->reachable = true;
         /* duplicates and implicit acknowledgements have no offset */
         if (m->offset >= 0)
             raise_end(k, m->partition, m->offset + 1);
@@ -169,7 +168,7 @@ static void reports(kafka *k, rd_kafka_event_t *event) {
 
 /* what librdkafka has to say */
 
-static void log_line(rd_kafka_event_t *event) {
+static void log_line(const kafka *k, rd_kafka_event_t *event) {
     static log_limiter limits[4];
     const char *facility, *text;
     int level;
@@ -188,10 +187,10 @@ static void log_line(rd_kafka_event_t *event) {
                         : level <= 6 ? LOG_LEVEL_INFO
                                      : LOG_LEVEL_DEBUG;
     if (to == LOG_LEVEL_DEBUG)
-        log_debug("kafka: %s: %s", facility,
+        log_debug("kafka%s: %s: %s", k->of, facility,
                   text); /* kafka.debug asked for all */
     else
-        log_limited(&limits[to], to, "kafka: %s: %s", facility, text);
+        log_limited(&limits[to], to, "kafka%s: %s: %s", k->of, facility, text);
 }
 
 /* With TLS 1.3 a client's certificate is refused after the handshake, which
@@ -214,7 +213,7 @@ static void refused(kafka *k, const char *text) {
 
 static void unreachable(kafka *k, rd_kafka_resp_err_t err, const char *text) {
     if (err == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
-        metrics_cell[METRIC_KAFKA_REACHABLE] = 0;
+        k->reachable = false;
     if ((err == RD_KAFKA_RESP_ERR__RESOLVE ||
          err == RD_KAFKA_RESP_ERR__TRANSPORT ||
          err == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN) &&
@@ -240,7 +239,7 @@ static void error(kafka *k, rd_kafka_event_t *event) {
         unreachable(k, err, text);
     if (k->topic.ready && loop_now_ns(k->l) - k->warned_ns >= 10 * KAFKA_S) {
         k->warned_ns = loop_now_ns(k->l);
-        log_warn("kafka: %s; %zu records wait", text, k->records);
+        log_warn("kafka%s: %s; %zu records wait", k->of, text, k->records);
     }
 }
 
@@ -250,7 +249,7 @@ static void dispatch(kafka *k, rd_kafka_event_t *event) {
         reports(k, event);
         break;
     case RD_KAFKA_EVENT_LOG:
-        log_line(event);
+        log_line(k, event);
         break;
     case RD_KAFKA_EVENT_ERROR:
         error(k, event);
@@ -311,9 +310,9 @@ static void retire(kafka *k) {
 
 static void say_failed(kafka *k, rd_kafka_resp_err_t err, const char *why) {
     if (k->records > 0)
-        log_warn(
-            "kafka: the producer has failed with %zu records not yet reported",
-            k->records);
+        log_warn("kafka%s: the producer has failed with %zu records not yet "
+                 "reported",
+                 k->of, k->records);
     if (err == RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED ||
         err == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED)
         kafka_topic_not_ready(k, WHY_FORBIDDEN,
@@ -425,7 +424,7 @@ static rd_kafka_t *make_producer(kafka *k) {
     rd_kafka_t *rk = rd_kafka_new(RD_KAFKA_PRODUCER, conf, why, sizeof(why));
     if (rk == NULL) {
         rd_kafka_conf_destroy(conf);
-        log_error("kafka: no producer can be made: %s", why);
+        log_error("kafka%s: no producer can be made: %s", k->of, why);
         return NULL;
     }
     kafka_token_begin(k->c, rk);
@@ -439,7 +438,7 @@ static int open_instance(kafka *k) {
     k->rk = make_producer(k);
     if (k->rk == NULL)
         return -1;
-    kafka_certificate_note(k->c);
+    k->certificate_expiry_s = kafka_certificate_note(k->c);
     k->reloading = false;
     k->refused = false;
     rd_kafka_set_log_queue(k->rk, NULL);
@@ -488,6 +487,7 @@ kafka *kafka_new(const config *c, loop *l, const kafka_events *events,
     k->l = l;
     k->events = events;
     k->owner = owner;
+    config_of_destination(c, k->of, sizeof(k->of));
     k->state = KAFKA_BETWEEN;
     k->batch_size = KAFKA_BATCH_SIZE;
     k->timer.due = on_timer;
@@ -509,6 +509,12 @@ failed:
         close(k->io.fd);
     free(k);
     return NULL;
+}
+
+void kafka_look(const kafka *k, kafka_health *into) {
+    into->reachable = k->reachable;
+    into->certificate_expiry_s = k->certificate_expiry_s;
+    into->token_expiry_s = kafka_token_expiry(k->c);
 }
 
 size_t kafka_queued(const kafka *k) {
@@ -548,7 +554,8 @@ void kafka_free(kafka *k, int64_t within_ns) {
                                       RD_KAFKA_PURGE_F_NON_BLOCKING);
         poll_until(k, clock_ns() + KAFKA_S);
         if (k->records > 0)
-            log_error("kafka: %zu records were never reported", k->records);
+            log_error("kafka%s: %zu records were never reported", k->of,
+                      k->records);
         retire(k);
     }
     loop_timer_cancel(k->l, &k->timer);

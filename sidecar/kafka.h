@@ -119,6 +119,13 @@ void kafka_reader_free(kafka_reader *r);
 /* Bytes in librdkafka's queue, for metrics. */
 size_t kafka_queued(const kafka *k);
 
+typedef struct {
+    bool reachable; /* false: all brokers were found down, and none answered */
+    uint64_t certificate_expiry_s, token_expiry_s; /* since 1970; 0: none */
+} kafka_health;
+
+void kafka_look(const kafka *k, kafka_health *into);
+
 /* Ends the producer within `within_ns`; records still unacknowledged are
    reported as KAFKA_IN_DOUBT or KAFKA_NOT_PERSISTED first. */
 void kafka_free(kafka *k, int64_t within_ns);

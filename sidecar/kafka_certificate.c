@@ -7,7 +7,6 @@
 #include <time.h>
 
 #include "sidecar/kafka_internal.h"
-#include "sidecar/metrics.h"
 
 #define DAY 86400
 #define WARN_DAYS 14
@@ -43,23 +42,26 @@ static X509 *configured(const config *c) {
     return x;
 }
 
-void kafka_certificate_note(const config *c) {
+uint64_t kafka_certificate_note(const config *c) {
+    char of[CONFIG_NAME_SIZE + 8];
     struct tm tm;
     X509 *x = configured(c);
-    metrics_cell[METRIC_CERTIFICATE_EXPIRY] = 0;
+    uint64_t at = 0;
     if (x == NULL)
-        return;
+        return 0;
+    config_of_destination(c, of, sizeof(of));
     if (ASN1_TIME_to_tm(X509_get0_notAfter(x), &tm) == 1) {
         int64_t expires = timegm(&tm), left = expires - (int64_t)time(NULL);
-        metrics_cell[METRIC_CERTIFICATE_EXPIRY] = (uint64_t)expires;
+        at = (uint64_t)expires;
         if (left < 0)
-            log_warn("kafka: the client's certificate expired %" PRId64
+            log_warn("kafka: the client's certificate%s expired %" PRId64
                      " days ago: replace it, then HUP",
-                     -left / DAY);
+                     of, -left / DAY);
         else if (left < WARN_DAYS * DAY)
-            log_warn("kafka: the client's certificate expires in %" PRId64
+            log_warn("kafka: the client's certificate%s expires in %" PRId64
                      " days: replace it, then HUP",
-                     left / DAY);
+                     of, left / DAY);
     }
     X509_free(x);
+    return at;
 }

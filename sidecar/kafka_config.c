@@ -111,10 +111,14 @@ typedef struct {
     int mistakes;
 } checker;
 
+static const char *scope(const config_property *p) {
+    return p->scope != NULL ? p->scope : "";
+}
+
 static void say(checker *ch, const config_property *p, const char *what,
                 const char *more) {
-    fprintf(ch->err, "%s:%d: kafka.%s = %s: %s%s\n",
-            ch->c->file != NULL ? ch->c->file : "-", p->line, p->name,
+    fprintf(ch->err, "%s:%d: %skafka.%s = %s: %s%s\n",
+            ch->c->file != NULL ? ch->c->file : "-", p->line, scope(p), p->name,
             config_shown(p), what, more);
     ch->mistakes++;
 }
@@ -162,9 +166,10 @@ static void unknown_property(checker *ch, const config_property *p) {
     const char *near =
         names != NULL ? config_nearest(p->name, names, n / 2 + 1) : NULL;
     fprintf(ch->err,
-            "%s:%d: kafka.%s: librdkafka %s has no such property%s%s%s\n",
-            ch->c->file != NULL ? ch->c->file : "-", p->line, p->name,
-            rd_kafka_version_str(), near != NULL ? ": did you mean kafka." : "",
+            "%s:%d: %skafka.%s: librdkafka %s has no such property%s%s%s%s%s\n",
+            ch->c->file != NULL ? ch->c->file : "-", p->line, scope(p), p->name,
+            rd_kafka_version_str(), near != NULL ? ": did you mean " : "",
+            near != NULL ? scope(p) : "", near != NULL ? "kafka." : "",
             near != NULL ? near : "", near != NULL ? "?" : "");
     ch->mistakes++;
     free(names);
@@ -332,7 +337,7 @@ rd_kafka_conf_t *kafka_config_reader(const config *c, FILE *err) {
    librdkafka would also ask for a token at once: it shall find nobody. */
 static int try_without_servers(const config *c, FILE *err) {
     config without = *c;
-    char why[512];
+    char why[512], of[CONFIG_NAME_SIZE + 8];
     without.nkafka = 0;
     for (size_t i = 0; i < c->nkafka; i++) {
         config_property p = c->kafka[i];
@@ -350,14 +355,16 @@ static int try_without_servers(const config *c, FILE *err) {
     rd_kafka_t *rk = rd_kafka_new(RD_KAFKA_PRODUCER, conf, why, sizeof(why));
     if (rk == NULL) {
         rd_kafka_conf_destroy(conf);
-        fprintf(err, "%s: kafka.*: %s\n", c->file != NULL ? c->file : "-", why);
+        config_of_destination(c, of, sizeof(of));
+        fprintf(err, "%s: kafka.*%s: %s\n", c->file != NULL ? c->file : "-", of,
+                why);
         return -1;
     }
     rd_kafka_destroy(rk);
     return 0;
 }
 
-int kafka_check(const config *c, FILE *err) {
+static int check_one(const config *c, FILE *err) {
     rd_kafka_conf_t *conf = kafka_config_make(c, KAFKA_BATCH_SIZE, false, err);
     if (conf == NULL)
         return -1;
@@ -365,4 +372,17 @@ int kafka_check(const config *c, FILE *err) {
     if (kafka_token_check(c, err) == -1)
         return -1;
     return try_without_servers(c, err);
+}
+
+int kafka_check(const config *c, FILE *err) {
+    config *view = malloc(sizeof(*view));
+    int rc = view != NULL ? 0 : -1;
+    for (size_t i = 0; rc == 0 && i <= c->ndestinations; i++) {
+        config_view(c, i, view);
+        if (config_kafka(view, "bootstrap.servers") != NULL ||
+            c->export_path == NULL)
+            rc = check_one(view, err);
+    }
+    free(view);
+    return rc;
 }

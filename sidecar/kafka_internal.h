@@ -141,6 +141,9 @@ struct kafka {
     bool patient;   /* FAILED by our own wish: nothing is purged */
     bool reloading; /* that wish came from HUP */
     bool refused;   /* the brokers' last word, until one acknowledges */
+    bool reachable; /* an answer came after the last "all are down" */
+    uint64_t certificate_expiry_s; /* 0: there is none */
+    char of[CONFIG_NAME_SIZE + 8]; /* for log lines: " of NAME", or "" */
     unsigned char fingerprint[KAFKA_FINGERPRINT]; /* of what rk was made of */
     loop_timer timer; /* FAILED: purge what is in flight; BETWEEN: begin */
     int64_t backoff_ns;
@@ -173,8 +176,9 @@ rd_kafka_conf_t *kafka_config_reader(const config *c, FILE *err);
    that runs can be given. */
 void kafka_fingerprint(const config *c, unsigned char *into);
 
-/* kafka_certificate.c: sets the metric; warns when it is soon, or over. */
-void kafka_certificate_note(const config *c);
+/* kafka_certificate.c: when the client's certificate expires, s since 1970; 0:
+   there is none.  Warns when it is soon, or over. */
+uint64_t kafka_certificate_note(const config *c);
 
 /* kafka_pace.c */
 

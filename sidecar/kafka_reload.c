@@ -61,23 +61,23 @@ static void give_credentials(kafka *k) {
     rd_kafka_error_t *error =
         rd_kafka_sasl_set_credentials(k->rk, user, password);
     if (error != NULL)
-        log_error("kafka: the new password is not taken: %s",
+        log_error("kafka%s: the new password is not taken: %s", k->of,
                   rd_kafka_error_string(error));
     rd_kafka_error_destroy(error);
 }
 
 /* Whether a producer can be made of what is there now; says why not. */
-static bool usable(const config *c) {
+static bool usable(const kafka *k) {
     char *text = NULL;
     size_t len;
     FILE *err = open_memstream(&text, &len);
     if (err == NULL)
         return false;
-    bool yes = kafka_check(c, err) == 0;
+    bool yes = kafka_check(k->c, err) == 0;
     fclose(err);
     if (!yes) {
         log_mask(text, len + 1);
-        log_error("kafka: the producer stays as it was: %s", text);
+        log_error("kafka%s: the producer stays as it was: %s", k->of, text);
     }
     free(text);
     return yes;
@@ -87,10 +87,11 @@ void kafka_reload(kafka *k) {
     unsigned char now[KAFKA_FINGERPRINT];
     give_credentials(k);
     kafka_fingerprint(k->c, now);
-    if (memcmp(now, k->fingerprint, sizeof(now)) == 0 || !usable(k->c))
+    if (memcmp(now, k->fingerprint, sizeof(now)) == 0 || !usable(k))
         return;
-    log_info("kafka: certificates or properties have changed: the producer is "
-             "made anew");
+    log_info("kafka%s: certificates or properties have changed: the producer "
+             "is made anew",
+             k->of);
     k->reloading = true;
     kafka_restart(k);
     if (k->refused)

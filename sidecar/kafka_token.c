@@ -24,11 +24,39 @@ void kafka_token_free(kafka_token *t) {
 
 /* ---- Amazon MSK ---- */
 
-/* Found on the loop's thread, where the values of kafka.* may change. */
+/* Of each configuration that producers were made of.  The region is found on
+   the loop's thread, where the values of kafka.* may change. */
+typedef struct {
+    const config *of; /* NULL: free */
+    char region[64];
+    uint64_t expires_s;
+} token_state;
+
 static struct {
     pthread_mutex_t lock;
-    char name[64];
-} region = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    token_state all[CONFIG_MAX_DESTINATIONS + 1];
+} states = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+/* With the lock held.  There are no more configurations than that. */
+static token_state *state_of(const config *c) {
+    token_state *s = &states.all[0];
+    for (size_t i = 0; i <= CONFIG_MAX_DESTINATIONS; i++) {
+        s = &states.all[i];
+        if (s->of == NULL || s->of == c)
+            break;
+    }
+    s->of = c;
+    return s;
+}
+
+uint64_t kafka_token_expiry(const config *c) {
+    if (c->token_source == CONFIG_TOKEN_NONE)
+        return 0;
+    pthread_mutex_lock(&states.lock);
+    uint64_t at = state_of(c)->expires_s;
+    pthread_mutex_unlock(&states.lock);
+    return at;
+}
 
 /* "...kafka.REGION.amazonaws.com", also of MSK Serverless. */
 static bool region_of_brokers(const char *servers, char *into, size_t size) {
@@ -63,11 +91,11 @@ void kafka_token_region(const config *c, char *into, size_t size) {
 
 int kafka_token_from_aws(const config *c, kafka_token *into, char *why,
                          size_t size) {
-    char where[sizeof(region.name)];
+    char where[sizeof(states.all->region)];
     aws_credentials found;
-    pthread_mutex_lock(&region.lock);
-    memcpy(where, region.name, sizeof(where));
-    pthread_mutex_unlock(&region.lock);
+    pthread_mutex_lock(&states.lock);
+    memcpy(where, state_of(c)->region, sizeof(where));
+    pthread_mutex_unlock(&states.lock);
     const aws_query query = {.provider = (aws_provider)c->aws_credentials,
                              .profile = c->aws_profile,
                              .region = where,
@@ -96,22 +124,23 @@ int kafka_token_from_aws(const config *c, kafka_token *into, char *why,
 
 /* ---- librdkafka ---- */
 
-static void set_metric(enum metric m, uint64_t value) {
-    __atomic_store_n(&metrics_cell[m], value, __ATOMIC_RELAXED);
-}
-
 static void count_metric(enum metric m) {
     __atomic_fetch_add(&metrics_cell[m], 1, __ATOMIC_RELAXED);
 }
 
-static int give(rd_kafka_t *rk, const kafka_token *t, char *why, size_t size) {
-    log_hide("token", t->value);
+static int give(const config *c, rd_kafka_t *rk, const kafka_token *t,
+                char *why, size_t size) {
+    char name[CONFIG_NAME_SIZE + 16] = "token";
+    config_of_destination(c, name + strlen(name), sizeof(name) - strlen(name));
+    log_hide(name, t->value);
     if (rd_kafka_oauthbearer_set_token(
             rk, t->value, t->expires_ms,
             t->principal[0] != '\0' ? t->principal : "capture-sidecar", NULL, 0,
             why, size) != RD_KAFKA_RESP_ERR_NO_ERROR)
         return -1;
-    set_metric(METRIC_TOKEN_EXPIRY, (uint64_t)(t->expires_ms / 1000));
+    pthread_mutex_lock(&states.lock);
+    state_of(c)->expires_s = (uint64_t)(t->expires_ms / 1000);
+    pthread_mutex_unlock(&states.lock);
     count_metric(METRIC_TOKENS);
     log_debug("kafka: a token, for %" PRId64 " s",
               t->expires_ms / 1000 - (int64_t)time(NULL));
@@ -125,7 +154,7 @@ static void refresh(rd_kafka_t *rk, const char *unused, void *opaque) {
     char why[1024];
     (void)unused;
     if (sources[c->token_source](c, &t, why, sizeof(why)) == -1 ||
-        give(rk, &t, why, sizeof(why)) == -1) {
+        give(c, rk, &t, why, sizeof(why)) == -1) {
         count_metric(METRIC_TOKENS_FAILED);
         log_mask(why, sizeof(why));
         rd_kafka_oauthbearer_set_token_failure(rk, why);
@@ -160,9 +189,9 @@ void kafka_token_configure(const config *c, rd_kafka_conf_t *conf) {
 void kafka_token_begin(const config *c, rd_kafka_t *rk) {
     if (c->token_source == CONFIG_TOKEN_NONE)
         return;
-    pthread_mutex_lock(&region.lock);
-    kafka_token_region(c, region.name, sizeof(region.name));
-    pthread_mutex_unlock(&region.lock);
+    pthread_mutex_lock(&states.lock);
+    kafka_token_region(c, state_of(c)->region, sizeof(states.all->region));
+    pthread_mutex_unlock(&states.lock);
     rd_kafka_error_t *error = rd_kafka_sasl_background_callbacks_enable(rk);
     if (error != NULL)
         log_error("kafka: tokens cannot be asked for: %s",

@@ -43,6 +43,9 @@ void kafka_token_region(const config *c, char *into, size_t size);
 /* 0, or -1 after a line to `err`: what a token's source lacks. */
 int kafka_token_check(const config *c, FILE *err);
 
+/* When the last token that was got for `c` expires, s since 1970; 0: none. */
+uint64_t kafka_token_expiry(const config *c);
+
 /* For a producer's properties, and for the producer made with them. */
 void kafka_token_configure(const config *c, rd_kafka_conf_t *conf);
 void kafka_token_begin(const config *c, rd_kafka_t *rk);

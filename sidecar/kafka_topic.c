@@ -17,7 +17,6 @@
 #include <strings.h>
 
 #include "sidecar/kafka_internal.h"
-#include "sidecar/metrics.h"
 
 #define LOOK_MS 5000 /* how long an answer may take */
 #define FIRST_LOOK_MS 1000
@@ -125,7 +124,7 @@ void kafka_topic_not_ready(kafka *k, kafka_why why, const char *format, ...) {
     t->why = why;
     if (news || now - t->why_logged_ns >= REPEAT_NS) {
         t->why_logged_ns = now;
-        log_warn("waiting for Kafka: %s", t->why_text);
+        log_warn("waiting for Kafka%s: %s", k->of, t->why_text);
     }
     if (was_ready)
         k->events->ready(k->owner, false);
@@ -225,7 +224,7 @@ static void look(kafka *k) {
 static void no_answer(kafka *k, const char *question, rd_kafka_event_t *event) {
     const char *text = rd_kafka_event_error_string(event);
     if (k->topic.ready)
-        log_debug("kafka: %s: %s", question, text);
+        log_debug("kafka%s: %s: %s", k->of, question, text);
     else if (k->topic.why <= WHY_STARTING || k->topic.why > WHY_AUTHENTICATION)
         kafka_topic_not_ready(k, WHY_UNREACHABLE,
                               "Kafka does not answer (%s): %s", question, text);
@@ -302,7 +301,6 @@ void kafka_topic_readable(kafka *k, bool readable) {
     if (t->unreadable != readable)
         return;
     t->unreadable = !readable;
-    metrics_cell[METRIC_KAFKA_READABLE] = readable;
     log_info(readable ? "topic %s may be read: records in doubt are looked for"
                       : "topic %s may not be read: a record in doubt cannot be "
                         "looked for (settle.unreadable says what becomes of "
@@ -388,7 +386,7 @@ static void described(kafka *k, rd_kafka_event_t *event) {
         log_info(
             "topic %s did not exist: it has been created, with %zu partition%s",
             k->c->topic, partitions, partitions == 1 ? "" : "s");
-    metrics_cell[METRIC_KAFKA_REACHABLE] = 1;
+    k->reachable = true;
     t->missing = false;
     t->described = (int32_t)partitions;
     check_identity(k, topics[0]);
@@ -591,7 +589,6 @@ void kafka_topic_event(kafka *k, rd_kafka_event_t *event) {
 void kafka_topic_init(kafka *k) {
     k->topic.timer.due = on_timer;
     k->topic.why = WHY_STARTING;
-    metrics_cell[METRIC_KAFKA_READABLE] = 1;
     snprintf(k->topic.why_text, sizeof(k->topic.why_text),
              "Kafka has not answered yet");
 }

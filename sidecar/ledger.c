@@ -4,12 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "sidecar/destination.h"
 #include "sidecar/encode.h"
 #include "sidecar/export.h"
-#include "sidecar/kafka.h"
 #include "sidecar/log.h"
 #include "sidecar/metrics.h"
-#include "sidecar/settle.h"
 #include "sidecar/step.h"
 
 #define RETRY_FIRST_NS 100000000ll
@@ -44,14 +43,10 @@ typedef struct ledger_record {
 
 struct ledger {
     loop *loop;
-    kafka *kafka; /* NULL: the export is the destination */
-    settle *settle;
+    destinations *destinations;
     export_file *export;
     const ledger_events *events;
     size_t record_size;
-    uint64_t inflight_size;
-    uint64_t inflight; /* bytes of buffers in use */
-    struct conn_list due;
     buffer *buffers[BUFFER_CLASSES];
     size_t kept;
     bool stopping;
@@ -61,6 +56,7 @@ struct ledger {
                          over */
     log_limiter log_retry, log_rejected, log_doubt, log_export, log_internal,
         log_pinned;
+    log_limiter log_unknown;
 };
 
 static void delivered(void *owner, void *record, kafka_result result,
@@ -76,7 +72,7 @@ static const kafka_events events = {delivered, ready};
 /* ---- life ---- */
 
 bool ledger_has_kafka(const config *c) {
-    return config_kafka(c, "bootstrap.servers") != NULL;
+    return destination_has_kafka(c);
 }
 
 ledger *ledger_new(const config *c, loop *loop, const ledger_events *ev) {
@@ -89,11 +85,9 @@ ledger *ledger_new(const config *c, loop *loop, const ledger_events *ev) {
     l->loop = loop;
     l->events = ev;
     l->record_size = c->record_size;
-    l->inflight_size = c->inflight_size;
     l->resend = c->settle_drop == 0;
     l->pinned_ns = c->pinned_time;
     metrics_cell[METRIC_INFLIGHT_LIMIT] = c->inflight_size;
-    TAILQ_INIT(&l->due);
     if (c->export_path != NULL) {
         l->export = export_open(c);
         if (l->export == NULL) {
@@ -101,29 +95,17 @@ ledger *ledger_new(const config *c, loop *loop, const ledger_events *ev) {
             return NULL;
         }
     }
-    if (ledger_has_kafka(c)) {
-        l->kafka = kafka_new(c, loop, &events, l);
-        if (l->kafka == NULL) {
-            ledger_free(l);
-            return NULL;
-        }
-        l->settle = settle_new(c, loop, l->kafka, settled, l);
-        if (l->settle == NULL) {
-            log_error("out of memory");
-            ledger_free(l);
-            return NULL;
-        }
+    l->destinations = destinations_open(c, loop, &events, settled, l);
+    if (l->destinations == NULL) {
+        ledger_free(l);
+        return NULL;
     }
     return l;
 }
 
 void ledger_stop(ledger *l, int64_t within_ns) {
     l->stopping = true;
-    settle_stop(l->settle);
-    if (l->kafka != NULL) {
-        kafka_free(l->kafka, within_ns);
-        l->kafka = NULL;
-    }
+    destinations_stop(l->destinations, within_ns);
 }
 
 void ledger_free(ledger *l) {
@@ -132,7 +114,7 @@ void ledger_free(ledger *l) {
     if (l->export != NULL) {
         export_close(l->export);
     }
-    settle_free(l->settle);
+    destinations_free(l->destinations);
     for (unsigned i = 0; i < BUFFER_CLASSES; i++) {
         for (buffer *b = l->buffers[i]; b != NULL; b = next) {
             next = b->next;
@@ -142,61 +124,74 @@ void ledger_free(ledger *l) {
     free(l);
 }
 
-size_t ledger_record_limit(const ledger *l) {
-    return l->kafka != NULL ? kafka_record_limit(l->kafka) : l->record_size;
+struct destination *ledger_destination(ledger *l, const char *name) {
+    destination *d = destinations_find(l->destinations, name);
+
+    if (d == NULL) {
+        log_limited(&l->log_unknown, LOG_LEVEL_ERROR,
+                    "NGINX's capture_topic says \"%s\", and there is no "
+                    "topic.%s here: such exchanges are lost(no_topic)",
+                    name, name);
+    }
+    return d;
+}
+
+size_t ledger_record_limit(const ledger *l, const conn *c) {
+    return c->destination != NULL && c->destination->kafka != NULL
+               ? kafka_record_limit(c->destination->kafka)
+               : l->record_size;
 }
 
 bool ledger_idle(const ledger *l) {
-    return TAILQ_EMPTY(&l->due) && l->inflight == 0 && settle_idle(l->settle);
+    return destinations_idle(l->destinations);
 }
 
 void ledger_reload(ledger *l) {
-    if (l->kafka != NULL)
-        kafka_reload(l->kafka);
+    destinations_reload(l->destinations);
 }
 
 bool ledger_ready(const ledger *l, const char **why) {
-    if (l->kafka == NULL || kafka_ready(l->kafka)) {
-        *why = "";
-        return true;
-    }
-    *why = kafka_not_ready_why(l->kafka);
-    return false;
+    return destinations_ready(l->destinations, why);
 }
 
 static void ready(void *owner, bool is_ready) {
     (void)owner; /* the pump runs before the loop sleeps again */
-    metrics_cell[METRIC_KAFKA_READY] = is_ready;
+    (void)is_ready;
 }
 
-/* ---- the line of those that are due ---- */
+/* ---- the lines of those that are due ---- */
 
-static void enlist(ledger *l, conn *c) {
+static void count_due(conn *c, bool is_due) {
+    uint64_t by = is_due ? 1 : (uint64_t)-1;
+
+    c->is_due = is_due;
+    metrics_cell[METRIC_DUE] += by;
+    c->destination->metrics.cell[DESTINATION_DUE] += by;
+}
+
+static void enlist(conn *c) {
     if (!c->is_due) {
-        c->is_due = true;
-        metrics_cell[METRIC_DUE]++;
-        TAILQ_INSERT_TAIL(&l->due, c, due);
+        count_due(c, true);
+        TAILQ_INSERT_TAIL(&c->destination->due, c, due);
     }
 }
 
 /* One whose record is encoded already: the room for it is taken, and others
    may be waiting for that. */
-static void enlist_first(ledger *l, conn *c) {
-    c->is_due = true;
-    metrics_cell[METRIC_DUE]++;
-    TAILQ_INSERT_HEAD(&l->due, c, due);
+static void enlist_first(conn *c) {
+    count_due(c, true);
+    TAILQ_INSERT_HEAD(&c->destination->due, c, due);
 }
 
-static void unlist(ledger *l, conn *c) {
+static void unlist(conn *c) {
     if (c->is_due) {
-        c->is_due = false;
-        metrics_cell[METRIC_DUE]--;
-        TAILQ_REMOVE(&l->due, c, due);
+        count_due(c, false);
+        TAILQ_REMOVE(&c->destination->due, c, due);
     }
 }
 
 static void close_conn(ledger *l, conn *c) {
-    unlist(l, c);
+    unlist(c);
     if (!c->slot_returned) {
         pool_return_slot(c->pool, c->slot, c->generation);
         c->slot_returned = true;
@@ -206,8 +201,10 @@ static void close_conn(ledger *l, conn *c) {
 }
 
 /* What could not be looked for must be there to be sent again. */
-static void acknowledge(ledger *l, conn *c) {
-    conn_acknowledge(c, l->kafka != NULL && !kafka_readable(l->kafka));
+static void acknowledge(conn *c) {
+    const kafka *k = c->destination != NULL ? c->destination->kafka : NULL;
+
+    conn_acknowledge(c, k != NULL && !kafka_readable(k));
 }
 
 /* What a successor needs to go on with the connection (wire/layout.h). */
@@ -234,7 +231,7 @@ static void go_on(ledger *l, conn *c) {
     if (c->acked_end) {
         close_conn(l, c);
     } else if (c->flushes > 0 && conn_needs_record(c)) {
-        enlist(l, c);
+        enlist(c);
     }
 }
 
@@ -242,7 +239,7 @@ void ledger_settle(ledger *l, conn *c) {
     if (c->record != NULL || c->held) {
         return;
     }
-    acknowledge(l, c);
+    acknowledge(c);
     go_on(l, c);
 }
 
@@ -252,8 +249,10 @@ void ledger_flush(ledger *l, conn *c) {
 }
 
 void ledger_discard(ledger *l, conn *c) {
-    unlist(l, c);
-    settle_forget(l->settle, c);
+    unlist(c);
+    if (c->destination != NULL) {
+        settle_forget(c->destination->settle, c);
+    }
     conn_forget(c);
     c->slot_returned = true;
     if (c->record != NULL && l->stopping) {
@@ -304,13 +303,23 @@ static void put_buffer(ledger *l, uint8_t *value, unsigned class) {
     l->kept += buffer_size(class);
 }
 
+/* Of what is handed over and not acknowledged. */
+static void count_inflight(ledger_record *r, uint64_t records, uint64_t bytes) {
+    metrics_destination *m = &r->conn->destination->metrics;
+
+    metrics_cell[METRIC_INFLIGHT_RECORDS] += records;
+    metrics_cell[METRIC_INFLIGHT_BYTES] += bytes;
+    m->cell[DESTINATION_INFLIGHT_RECORDS] += records;
+    m->cell[DESTINATION_INFLIGHT_BYTES] += bytes;
+}
+
 static ledger_record *new_record(ledger *l, conn *c) {
     ledger_record *r = calloc(1, sizeof(*r));
 
     if (r == NULL) {
         return NULL;
     }
-    r->class = buffer_class(encode_size(c, ledger_record_limit(l)));
+    r->class = buffer_class(encode_size(c, ledger_record_limit(l, c)));
     r->value = take_buffer(l, r->class);
     if (r->value == NULL) {
         free(r);
@@ -320,8 +329,8 @@ static ledger_record *new_record(ledger *l, conn *c) {
     r->conn = c;
     r->number = c->next_number;
     r->backoff_ns = RETRY_FIRST_NS;
-    l->inflight += buffer_size(r->class);
-    metrics_cell[METRIC_INFLIGHT_RECORDS]++;
+    c->destination->inflight += buffer_size(r->class);
+    count_inflight(r, 1, 0);
     c->record = r;
     return r;
 }
@@ -331,9 +340,8 @@ static void free_record(ledger_record *r) {
 
     r->conn->record = NULL;
     loop_timer_cancel(l->loop, &r->retry);
-    l->inflight -= buffer_size(r->class);
-    metrics_cell[METRIC_INFLIGHT_RECORDS]--;
-    metrics_cell[METRIC_INFLIGHT_BYTES] -= r->len;
+    r->conn->destination->inflight -= buffer_size(r->class);
+    count_inflight(r, (uint64_t)-1, -(uint64_t)r->len);
     put_buffer(l, r->value, r->class);
     free(r);
 }
@@ -399,7 +407,7 @@ static void abandon(ledger *l, conn *c, unsigned reason, unsigned with_eom,
                     bool farewell) {
     frame_ref *end = NULL;
 
-    unlist(l, c);
+    unlist(c);
     pool_ending(c->pool, reason, UINT32_MAX);
     step(STEP_ABANDON_ENDING);
     if (!c->slot_returned) {
@@ -451,7 +459,7 @@ void ledger_give_up(ledger *l, conn *c) {
                 "is abandoned, so that others lose nothing",
                 c->partition, (int)c->id_len, c->id,
                 (loop_now_ns(l->loop) - c->waits_ns) / 1000000);
-    settle_forget(l->settle, c);
+    settle_forget(c->destination->settle, c);
     c->held = false;
     abandon(l, c, CAP_PINNED, CAP_RESPONSE, false);
 }
@@ -475,7 +483,7 @@ static void confirmed(ledger *l, conn *c, uint32_t number, int64_t offset) {
         s->last_offset = offset;
         step(STEP_LAST_OFFSET);
     }
-    acknowledge(l, c);
+    acknowledge(c);
     step(STEP_ACKNOWLEDGED);
     show_slot(c);
     intent_done(c);
@@ -488,6 +496,8 @@ static void acked(ledger *l, ledger_record *r, int64_t offset) {
 
     metrics_cell[METRIC_RECORDS]++;
     metrics_cell[METRIC_RECORD_BYTES] += r->len;
+    c->destination->metrics.cell[DESTINATION_RECORDS]++;
+    c->destination->metrics.cell[DESTINATION_RECORD_BYTES] += r->len;
     metrics_observe(HISTOGRAM_DELIVERY,
                     (uint64_t)(loop_now_ns(l->loop) - r->handed_ns));
     if (r->handed_ns > l->taken_ns) {
@@ -503,7 +513,7 @@ static void retry_due(loop_timer *timer) {
         (ledger_record *)(void *)((char *)timer -
                                   offsetof(ledger_record, retry));
 
-    enlist_first(r->ledger, r->conn);
+    enlist_first(r->conn);
 }
 
 static void retry_later(ledger *l, ledger_record *r) {
@@ -520,9 +530,10 @@ static void rejected(ledger *l, ledger_record *r, const char *why) {
     conn *c = r->conn;
 
     log_limited(&l->log_rejected, LOG_LEVEL_ERROR,
-                "record %" PRIu32 " of %.*s (%zu bytes) is refused for good: "
+                "record %" PRIu32 " of %.*s%s (%zu bytes) is refused for good: "
                 "%s; the connectionId is abandoned",
-                r->number, (int)c->id_len, c->id, r->len, why);
+                r->number, (int)c->id_len, c->id, c->destination->to, r->len,
+                why);
     free_record(r);
     abandon(l, c, CAP_RECORD_REJECTED, CAP_RESPONSE, true);
 }
@@ -533,7 +544,7 @@ static void rejected(ledger *l, ledger_record *r, const char *why) {
 static void look_for(ledger *l, conn *c) {
     c->held = true;
     c->waits_ns = c->waits_ns != 0 ? c->waits_ns : loop_now_ns(l->loop);
-    if (settle_add(l->settle, c) != 0) {
+    if (settle_add(c->destination->settle, c) != 0) {
         settled(l, c, SETTLE_UNREADABLE, -1);
     }
 }
@@ -542,9 +553,10 @@ static void in_doubt(ledger *l, ledger_record *r, const char *why) {
     conn *c = r->conn;
 
     log_limited(&l->log_doubt, LOG_LEVEL_WARN,
-                "record %" PRIu32 " of %.*s (%zu bytes) is in doubt: %s; it is "
-                "looked for in the topic",
-                r->number, (int)c->id_len, c->id, r->len, why);
+                "record %" PRIu32 " of %.*s%s (%zu bytes) is in doubt: %s; it "
+                "is looked for in the topic",
+                r->number, (int)c->id_len, c->id, c->destination->to, r->len,
+                why);
     c->until_seq = r->span.last_seq;
     c->until_byte = r->span.last_byte;
     c->until_requests = c->sent_requests;
@@ -594,7 +606,7 @@ static void carry_out(ledger *l, conn *c, uint64_t from_seq, uint32_t renames) {
     rename_slot(c);
     conn_restart(c, from_seq);
     metrics_cell[METRIC_CONNECTIONS_RENAMED]++;
-    acknowledge(l, c);
+    acknowledge(c);
     step(STEP_ACKNOWLEDGED);
     show_slot(c);
     intent_done(c);
@@ -648,11 +660,40 @@ static void settled(void *owner, conn *c, settle_verdict verdict,
     }
 }
 
+/*
+ * Its last owner knew its destination, and we do not: nothing more of it is
+ * sent, and what nobody knows of its last record stays so.
+ */
+static void resume_nowhere(ledger *l, conn *c, const cap_intent *i) {
+    unsigned reason = CAP_NO_TOPIC, with_eom = CAP_RESPONSE;
+
+    c->held = false;
+    if (i != NULL && atomic_load_explicit(&i->acked, memory_order_relaxed)) {
+        skip_record(c);
+        c->next_number = i->number + 1;
+        c->until_seq = 0;
+        acknowledge(c);
+        conn_release(c);
+    } else if (i != NULL) {
+        reason = with_eom = CAP_MAYBE_LOST;
+    }
+    if (c->acked_end) {
+        close_conn(l, c);
+    } else {
+        abandon(l, c, reason, with_eom, false);
+    }
+}
+
 /* c->until_seq and c->next_number are the intent's and the slot's. */
 void ledger_resume(ledger *l, conn *c) {
     cap_intent *i = c->adopted;
 
     c->adopted = NULL;
+    if (c->destination == NULL) {
+        resume_nowhere(l, c, i);
+        free(i);
+        return;
+    }
     if (i == NULL) {
         c->held = false;
         ledger_flush(l, c);
@@ -676,12 +717,13 @@ void ledger_resume(ledger *l, conn *c) {
 
 static void delivered(void *owner, void *record, kafka_result result,
                       int64_t offset, const char *why) {
-    ledger *l = owner;
+    destination *d = owner;
+    ledger *l = d->owner;
     ledger_record *r = record;
     conn *c;
 
     if (*(kafka_owner *)record == KAFKA_OF_SETTLE) {
-        settle_reported(l->settle, record, result, offset);
+        settle_reported(d->settle, record, result, offset);
         return;
     }
     c = r->conn;
@@ -696,15 +738,16 @@ static void delivered(void *owner, void *record, kafka_result result,
         return;
     }
     metrics_cell[METRIC_RECORDS_FAILED] += result != KAFKA_ACKED;
+    d->metrics.cell[DESTINATION_RECORDS_FAILED] += result != KAFKA_ACKED;
     switch (result) {
     case KAFKA_ACKED:
         acked(l, r, offset);
         break;
     case KAFKA_NOT_PERSISTED:
         log_limited(&l->log_retry, LOG_LEVEL_WARN,
-                    "record %" PRIu32 " of %.*s was not taken: %s; it will be "
-                    "sent again",
-                    r->number, (int)c->id_len, c->id, why);
+                    "record %" PRIu32 " of %.*s%s was not taken: %s; it will "
+                    "be sent again",
+                    r->number, (int)c->id_len, c->id, d->to, why);
         retry_later(l, r);
         break;
     case KAFKA_REJECTED:
@@ -748,41 +791,46 @@ static void export_only(ledger *l, ledger_record *r) {
 /* Of a connection that stands in no line.  0, or -1: no room, try later. */
 static int hand_over(ledger *l, ledger_record *r) {
     conn *c = r->conn;
+    destination *d = c->destination;
     bool again = r->failed;
 
     if (r->handed_ns == 0) {
         r->handed_ns = loop_now_ns(l->loop);
         c->waits_ns = r->handed_ns;
     }
-    if (l->kafka == NULL) {
+    if (d->kafka == NULL) {
         export_only(l, r);
         return 0;
     }
     if (l->export != NULL && !r->exported) {
         to_export(l, r);
     }
-    if (kafka_produce(l->kafka, c->partition, c->id, c->id_len, r->value,
+    if (kafka_produce(d->kafka, c->partition, c->id, c->id_len, r->value,
                       r->len, r) != 0) {
         return -1;
     }
     r->out = true;
     step(STEP_PRODUCED);
     metrics_cell[METRIC_RECORDS_RETRIED] += again;
+    d->metrics.cell[DESTINATION_RECORDS_RETRIED] += again;
     return 0;
 }
 
 /* Fixed once: added partitions concern new connections only. */
-static bool have_partition(ledger *l, conn *c) {
-    if (l->kafka != NULL && c->partition < 0) {
-        c->partition = kafka_partition(l->kafka, c->id, c->id_len);
+static bool have_partition(conn *c) {
+    kafka *k = c->destination->kafka;
+
+    if (k != NULL && c->partition < 0) {
+        c->partition = kafka_partition(k, c->id, c->id_len);
     }
-    return l->kafka == NULL || c->partition >= 0;
+    return k == NULL || c->partition >= 0;
 }
 
 /* c->record is the next one, or NULL: it cannot be encoded. */
 static bool next_record(ledger *l, conn *c) {
     ledger_record *r = new_record(l, c);
-    size_t limit = ledger_record_limit(l);
+    const kafka *k = c->destination->kafka;
+    size_t limit = ledger_record_limit(l, c);
     size_t cap;
 
     if (r == NULL) {
@@ -792,9 +840,8 @@ static bool next_record(ledger *l, conn *c) {
     }
     cap = buffer_size(r->class) < limit ? buffer_size(r->class) : limit;
     if (c->until_seq == 0) {
-        c->low_water =
-            l->kafka != NULL ? kafka_known_end(l->kafka, c->partition) : -1;
-        c->topic_mark = l->kafka != NULL ? kafka_topic_mark(l->kafka) : 0;
+        c->low_water = k != NULL ? kafka_known_end(k, c->partition) : -1;
+        c->topic_mark = k != NULL ? kafka_topic_mark(k) : 0;
     }
     r->len = encode_record(c, r->value, cap, r->number, &r->span);
     c->until_seq = 0;
@@ -805,7 +852,7 @@ static bool next_record(ledger *l, conn *c) {
         free_record(r);
         return true;
     }
-    metrics_cell[METRIC_INFLIGHT_BYTES] += r->len;
+    count_inflight(r, 0, r->len);
     metrics_observe(HISTOGRAM_RECORD_SIZE, r->len);
     conn_mark(c); /* what did not fit follows at once */
     write_intent(r);
@@ -816,11 +863,13 @@ static bool next_record(ledger *l, conn *c) {
 static bool send_one(ledger *l, conn *c) {
     if (!pool_owned(c->pool) || c->held ||
         (c->record == NULL && !conn_needs_record(c))) {
-        unlist(l, c);
+        unlist(c);
         return true;
     }
     if (c->record == NULL) {
-        if (l->inflight >= l->inflight_size || !have_partition(l, c) ||
+        const destination *d = c->destination;
+
+        if (d->inflight >= d->inflight_size || !have_partition(c) ||
             !next_record(l, c)) {
             return false;
         }
@@ -829,21 +878,28 @@ static bool send_one(ledger *l, conn *c) {
             return true;
         }
     }
-    unlist(l, c);
+    unlist(c);
     if (hand_over(l, c->record) != 0) {
-        enlist_first(l, c);
+        enlist_first(c);
         return false;
     }
     return true;
 }
 
-void ledger_pump(ledger *l) {
+/* What is in the way of one destination is none of the others'. */
+static void pump(ledger *l, destination *d) {
     conn *c;
 
-    while ((c = TAILQ_FIRST(&l->due)) != NULL) {
-        if (l->stopping || (l->kafka != NULL && !kafka_ready(l->kafka)) ||
+    while ((c = TAILQ_FIRST(&d->due)) != NULL) {
+        if (l->stopping || (d->kafka != NULL && !kafka_ready(d->kafka)) ||
             !send_one(l, c)) {
             return;
         }
+    }
+}
+
+void ledger_pump(ledger *l) {
+    for (size_t i = 0; i < l->destinations->n; i++) {
+        pump(l, &l->destinations->at[i]);
     }
 }

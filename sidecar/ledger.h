@@ -1,10 +1,11 @@
 /*
  * The ledger: what was handed to Kafka and what became of it.
  *
- * Connections whose queue is due stand in one line.  ledger_pump takes them
- * from it while there is room: it encodes one record, writes down the intent
- * in the worker's pool, and hands it over.  At most one record of a connection
- * is unacknowledged; what comes meanwhile waits for its report.
+ * Connections whose queue is due stand in one line for each destination.
+ * ledger_pump takes them from it while there is room: it encodes one record,
+ * writes down the intent in the worker's pool, and hands it over.  At most one
+ * record of a connection is unacknowledged; what comes meanwhile waits for its
+ * report.
  *
  *   report          then
  *   acked           classes, slot, blocks back; the connection goes on
@@ -22,8 +23,8 @@
  * Without a broker in the configuration the file export is the destination:
  * a record that is written there is acknowledged.
  *
- * Bounds: record buffers together inflight.size (and one record more),
- * 8 MiB of free buffers kept.
+ * Bounds: record buffers together inflight.size, in even shares of the
+ * destinations (and one record more each), 8 MiB of free buffers kept.
  */
 #ifndef SIDECAR_LEDGER_H
 #define SIDECAR_LEDGER_H
@@ -48,11 +49,15 @@ typedef struct {
 /* Opens Kafka and the export as configured.  NULL after a line in the log. */
 ledger *ledger_new(const config *c, loop *l, const ledger_events *events);
 
-/* Whether `c` names a broker. */
+/* Whether `c` names a broker for its default destination. */
 bool ledger_has_kafka(const config *c);
 
-/* The largest record in bytes, now. */
-size_t ledger_record_limit(const ledger *l);
+/* Where records go that a worker has for `name`, "" being the default; NULL:
+   nowhere, since it is not permitted, which is said in the log. */
+struct destination *ledger_destination(ledger *l, const char *name);
+
+/* The largest record of `c` in bytes, now. */
+size_t ledger_record_limit(const ledger *l, const conn *c);
 
 /* All that is queued in `c` is due.  It may be closed, and gone, afterwards. */
 void ledger_flush(ledger *l, conn *c);

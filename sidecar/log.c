@@ -15,7 +15,7 @@
 
 /* Shorter ones would hide common words, and protect nothing. */
 #define SECRET_MIN ((size_t)6)
-#define SECRETS 32
+#define SECRETS 160
 #define HIDDEN "(hidden)"
 
 static const char *const level_names[] = {"error", "warn", "info", "debug"};
@@ -45,7 +45,7 @@ int log_level_parse(const char *name) {
 static struct {
     pthread_mutex_t lock;
     struct {
-        char name[64];
+        char name[200];
         char *secret;
     } all[SECRETS];
 } secrets = {.lock = PTHREAD_MUTEX_INITIALIZER};

@@ -295,7 +295,7 @@ static int read_config(config *c, const char *file) {
     if (config_read(c, file, stderr) != 0) {
         return -1;
     }
-    return ledger_has_kafka(c) ? kafka_check(c, stderr) : 0;
+    return kafka_check(c, stderr);
 }
 
 /* Neither a core file nor another process of this user shall hold what is in

@@ -47,6 +47,8 @@ static const metrics_bounds described[HISTOGRAM_COUNT] = {
 
 static metrics_source source;
 static void *source_owner;
+static metrics_destinations destinations;
+static void *destinations_owner;
 
 typedef struct {
     const char *name, *type, *help;
@@ -55,6 +57,12 @@ typedef struct {
 static const description descriptions[METRIC_COUNT] = {
 #define X(sym, name, type, help) [METRIC_##sym] = {name, #type, help},
     METRICS(X)
+#undef X
+};
+
+static const description destination_cells[DESTINATION_COUNT] = {
+#define X(sym, name, type, help) [DESTINATION_##sym] = {name, #type, help},
+    DESTINATION_METRICS(X)
 #undef X
 };
 
@@ -119,6 +127,52 @@ void metrics_register(metrics_source s, void *owner) {
     source_owner = owner;
 }
 
+/* ---- destinations ---- */
+
+void metrics_register_destinations(metrics_destinations s, void *owner) {
+    destinations = s;
+    destinations_owner = owner;
+}
+
+static const metrics_destination *destination_at(size_t i) {
+    return destinations != NULL ? destinations(destinations_owner, i) : NULL;
+}
+
+static void set_cell(enum metric m, uint64_t value) {
+    __atomic_store_n(&metrics_cell[m], value, __ATOMIC_RELAXED);
+}
+
+/* 0: there is none */
+static uint64_t earlier(uint64_t a, uint64_t b) {
+    return a == 0 || (b != 0 && b < a) ? b : a;
+}
+
+/* What of them is no sum. */
+static void collect_destinations(void) {
+    bool any = false, ready = true, reachable = true, readable = true;
+    uint64_t certificate = 0, token = 0;
+    const metrics_destination *d;
+
+    for (size_t i = 0; (d = destination_at(i)) != NULL; i++) {
+        if (!d->has_kafka)
+            continue;
+        any = true;
+        ready &= d->cell[DESTINATION_READY] != 0;
+        reachable &= d->cell[DESTINATION_REACHABLE] != 0;
+        readable &= d->cell[DESTINATION_READABLE] != 0;
+        certificate =
+            earlier(certificate, d->cell[DESTINATION_CERTIFICATE_EXPIRY]);
+        token = earlier(token, d->cell[DESTINATION_TOKEN_EXPIRY]);
+    }
+    if (!any)
+        return;
+    set_cell(METRIC_KAFKA_READY, ready);
+    set_cell(METRIC_KAFKA_REACHABLE, reachable);
+    set_cell(METRIC_KAFKA_READABLE, readable);
+    set_cell(METRIC_CERTIFICATE_EXPIRY, certificate);
+    set_cell(METRIC_TOKEN_EXPIRY, token);
+}
+
 /* ---- histograms ---- */
 
 const metrics_bounds *metrics_bounds_of(enum histogram h) {
@@ -147,6 +201,7 @@ void metrics_collect(metrics_exchanges *into) {
     memset(into, 0, sizeof(*into));
     if (source != NULL)
         source(source_owner, into);
+    collect_destinations();
 }
 
 /* ---- Prometheus' text ---- */
@@ -201,6 +256,20 @@ static void by_reason(FILE *out, const description *d, enum cap_class class,
                     e->reason[reasons[i].number]);
 }
 
+static void by_destination(FILE *out) {
+    const metrics_destination *d;
+    if (destination_at(0) == NULL)
+        return;
+    for (int m = 0; m < DESTINATION_COUNT; m++) {
+        const description *e = &destination_cells[m];
+        head(out, e->name, e->type, e->help);
+        for (size_t i = 0; (d = destination_at(i)) != NULL; i++)
+            fprintf(out,
+                    "capture_%s{destination=\"%s\",topic=\"%s\"} %" PRIu64 "\n",
+                    e->name, d->name, d->topic, d->cell[m]);
+    }
+}
+
 void metrics_write(FILE *out) {
     metrics_exchanges e;
     metrics_collect(&e);
@@ -225,6 +294,7 @@ void metrics_write(FILE *out) {
     for (int i = 0; i < METRIC_COUNT; i++)
         value(out, &descriptions[i],
               __atomic_load_n(&metrics_cell[i], __ATOMIC_RELAXED));
+    by_destination(out);
     for (int i = 0; i < HISTOGRAM_COUNT; i++)
         histogram(out, (enum histogram)i, &e);
 }
@@ -265,6 +335,8 @@ void metrics_docs(FILE *out) {
     document(out, &redacted, "{kind}");
     for (int i = 0; i < METRIC_COUNT; i++)
         document(out, &descriptions[i], "");
+    for (int i = 0; i < DESTINATION_COUNT; i++)
+        document(out, &destination_cells[i], "{destination,topic}");
     for (int i = 0; i < HISTOGRAM_COUNT; i++)
         fprintf(out, "| `capture_%s` | histogram | %s |\n", described[i].name,
                 described[i].help);

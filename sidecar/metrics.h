@@ -9,6 +9,7 @@
 #define SIDECAR_METRICS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 
@@ -132,6 +133,44 @@
 
 #define METRICS_INFINITE UINT64_MAX
 
+/* Of each destination, with its name and its topic as labels.  The metrics
+   above are the sums, and of what is good or bad the worst. */
+#define DESTINATION_METRICS(X)                                                 \
+    X(READY, "destination_ready", gauge, "as kafka_ready")                     \
+    X(REACHABLE, "destination_reachable", gauge, "as kafka_reachable")         \
+    X(READABLE, "destination_readable", gauge, "as kafka_readable")            \
+    X(RECORDS, "destination_records_total", counter, "records acknowledged")   \
+    X(RECORD_BYTES, "destination_record_bytes_total", counter,                 \
+      "bytes of acknowledged records")                                         \
+    X(RECORDS_RETRIED, "destination_records_retried_total", counter,           \
+      "as records_retried_total")                                              \
+    X(RECORDS_FAILED, "destination_records_failed_total", counter,             \
+      "as records_failed_total")                                               \
+    X(DOUBTS, "destination_records_in_doubt", gauge, "as records_in_doubt")    \
+    X(INFLIGHT_RECORDS, "destination_inflight_records", gauge,                 \
+      "records handed to Kafka and not acknowledged")                          \
+    X(INFLIGHT_BYTES, "destination_inflight_bytes", gauge,                     \
+      "bytes of those records; each destination has an even share of "         \
+      "inflight.size")                                                         \
+    X(DUE, "destination_connections_due", gauge, "as connections_due")         \
+    X(CERTIFICATE_EXPIRY, "destination_certificate_expiry_timestamp_seconds",  \
+      gauge, "when the client's certificate expires, 0 without one")           \
+    X(TOKEN_EXPIRY, "destination_token_expiry_timestamp_seconds", gauge,       \
+      "when the token expires, 0 without one")
+
+enum destination_metric {
+#define X(sym, name, type, help) DESTINATION_##sym,
+    DESTINATION_METRICS(X)
+#undef X
+        DESTINATION_COUNT
+};
+
+typedef struct {
+    const char *name, *topic; /* labels: no character that needs a quote */
+    bool has_kafka;           /* else the file export is the destination */
+    uint64_t cell[DESTINATION_COUNT];
+} metrics_destination;
+
 enum metric {
 #define X(sym, name, type, help) METRIC_##sym,
     METRICS(X)
@@ -181,7 +220,13 @@ typedef struct {
    registered by the link stage. */
 typedef void (*metrics_source)(void *owner, metrics_exchanges *into);
 void metrics_register(metrics_source source, void *owner);
-/* What it says now. */
+/* The i-th destination as it is now, or NULL: there is none; registered by who
+   has them. */
+typedef const metrics_destination *(*metrics_destinations)(void *owner,
+                                                           size_t i);
+void metrics_register_destinations(metrics_destinations source, void *owner);
+
+/* What they say now. */
 void metrics_collect(metrics_exchanges *into);
 
 /* `e` for the workers' part. */

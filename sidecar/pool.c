@@ -188,6 +188,21 @@ void pool_free(pool *p) {
     free(p);
 }
 
+int pool_topic(const pool *p, unsigned topic, char name[CAP_TOPIC_NAME_SIZE]) {
+    const cap_header *h = p->header;
+
+    memset(name, 0, CAP_TOPIC_NAME_SIZE);
+    if (topic == 0) {
+        return 0;
+    }
+    if (topic > CAP_TOPIC_NAMES ||
+        topic > atomic_load_explicit(&h->ntopics, memory_order_acquire)) {
+        return -1;
+    }
+    memcpy(name, h->topic_names[topic - 1], CAP_TOPIC_NAME_SIZE - 1);
+    return cap_topic_name_good(name, strlen(name)) ? 0 : -1;
+}
+
 uint64_t pool_own(pool *p) {
     uint64_t was = atomic_load_explicit(&p->header->owner_generation,
                                         memory_order_relaxed);

@@ -208,6 +208,10 @@ int pool_use_spool(pool *p, spool *s);
  */
 void pool_spill(pool *p, int64_t now_ns);
 
+/* The name that a slot's topic stands for, copied and checked; "" for 0.  0, or
+   -1: there is none. */
+int pool_topic(const pool *p, unsigned topic, char name[CAP_TOPIC_NAME_SIZE]);
+
 /* Gives a slot back, once for each generation. */
 void pool_return_slot(pool *p, uint32_t slot, uint32_t generation);
 

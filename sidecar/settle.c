@@ -75,6 +75,8 @@ struct settle {
     bool stopped;
     kafka_reader *reader;
     unsigned reading; /* partitions */
+    size_t doubts;
+    const char *topic;
     loop_timer idle;
     settle_doubt *hash[HASH_SIZE];
     LIST_HEAD(, partition) partitions[PARTITION_LISTS]; /* with doubts */
@@ -111,6 +113,7 @@ settle *settle_new(const config *c, loop *l, kafka *k, settle_verdict_cb cb,
     s->loop = l;
     s->kafka = k;
     s->settle_ns = c->settle_time;
+    s->topic = c->topic != NULL ? c->topic : "";
     s->cb = cb;
     s->owner = owner;
     s->idle.due = reader_idle;
@@ -233,6 +236,7 @@ int settle_add(settle *s, conn *c) {
     c->doubt = d;
     TAILQ_INSERT_TAIL(&p->waiting, d, all);
     metrics_cell[METRIC_DOUBTS]++;
+    s->doubts++;
     step(STEP_DOUBT);
     if (p->state == ROUND_NONE) {
         p->state = ROUND_WAITING;
@@ -244,7 +248,11 @@ int settle_add(settle *s, conn *c) {
 }
 
 bool settle_idle(const settle *s) {
-    return s == NULL || metrics_cell[METRIC_DOUBTS] == 0;
+    return s == NULL || s->doubts == 0;
+}
+
+size_t settle_doubts(const settle *s) {
+    return s != NULL ? s->doubts : 0;
 }
 
 void settle_forget(settle *s, conn *c) {
@@ -257,6 +265,7 @@ void settle_forget(settle *s, conn *c) {
     c->doubt = NULL;
     d->conn = NULL;
     metrics_cell[METRIC_DOUBTS]--;
+    s->doubts--;
 }
 
 /* ---- a round ---- */
@@ -285,6 +294,7 @@ static void verdicts(partition *p, bool readable) {
             hash_out(s, d);
             c->doubt = NULL;
             metrics_cell[METRIC_DOUBTS]--;
+            s->doubts--;
             metrics_cell[METRIC_DOUBTS_FOUND] += verdict == SETTLE_FOUND;
             metrics_cell[METRIC_DOUBTS_ABSENT] += verdict == SETTLE_ABSENT;
             metrics_cell[METRIC_DOUBTS_UNREADABLE] +=
@@ -312,8 +322,8 @@ static void next_round(partition *p) {
 }
 
 static void round_over(partition *p, bool readable) {
-    log_info("partition %" PRId32 " is settled%s", p->number,
-             readable ? "" : ": it cannot be read");
+    log_info("topic %s, partition %" PRId32 " is settled%s", p->settle->topic,
+             p->number, readable ? "" : ": it cannot be read");
     p->state = ROUND_NONE;
     verdicts(p, readable);
     next_round(p);
@@ -508,9 +518,9 @@ static void read_event(void *owner, int32_t number, kafka_read what,
     }
     switch (what) {
     case KAFKA_READ_FAILED:
-        log_warn("records in doubt cannot be looked for in partition %" PRId32
-                 ": %s",
-                 number, why);
+        log_warn("records in doubt cannot be looked for in topic %s, partition "
+                 "%" PRId32 ": %s",
+                 s->topic, number, why);
         reading_over(p, false);
         return;
     case KAFKA_READ_RECORD:

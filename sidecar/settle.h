@@ -51,6 +51,9 @@ int settle_add(settle *s, conn *c);
 /* Nothing is looked for.  NULL is allowed. */
 bool settle_idle(const settle *s);
 
+/* Records that are looked for.  NULL is allowed. */
+size_t settle_doubts(const settle *s);
+
 /* No verdict on `c` is wanted any more. */
 void settle_forget(settle *s, conn *c);
 

@@ -42,6 +42,9 @@
     X(ABANDON_ENDING, "what the abandoned exchanges will be counted as")       \
     X(ABANDON_SLOT, "the abandoned connection's slot has gone back")           \
     X(ABANDON_COUNTED, "its exchanges are counted")                            \
+    X(REFUSE_ENDING, "what an exchange for no destination is counted as")      \
+    X(REFUSE_SLOT, "its connection's slot has gone back")                      \
+    X(REFUSE_COUNTED, "it is counted")                                         \
     X(OWNED, "a dead owner's pool is ours")                                    \
     X(ADOPT_BLOCKS, "its blocks are known")                                    \
     X(ADOPT_SLOT, "one of its slots is known")                                 \

@@ -15,6 +15,18 @@ static uint32_t power_of_two(uint32_t n) {
     return p;
 }
 
+int cap_topic_name_good(const char *name, size_t len) {
+    for (size_t i = 0; i < len; i++) {
+        char c = name[i];
+
+        if (!(c >= 'a' && c <= 'z') && !(c >= 'A' && c <= 'Z') &&
+            !(c >= '0' && c <= '9') && c != '.' && c != '_' && c != '-') {
+            return 0;
+        }
+    }
+    return len > 0 && len < CAP_TOPIC_NAME_SIZE;
+}
+
 /* The layout that nblocks and nslots have: there is only one. */
 static void place(cap_geometry *g, uint32_t nblocks, uint32_t nslots) {
     g->nblocks = nblocks;

@@ -32,6 +32,11 @@
  * what is done with is not lent any more (its generation is raised here).  So an
  * orphan can be resumed like any other, as often as its owner dies.
  *
+ * Destinations: a connectionId belongs to one topic of one cluster for ever. The
+ * worker names it (capture_topic) by a place in `topic_names`, which it appends
+ * to; what a name stands for, and whether it is permitted, is the sidecar's to
+ * say, for itself and each successor.
+ *
  * Neither side trusts the other: geometry is copied and checked once
  * (cap_layout_check), indexes and lengths at every use.  All indexes run
  * freely and are masked at use.
@@ -58,6 +63,9 @@
 #define CAP_ID_SIZE 52u       /* connectionId, not terminated */
 #define CAP_RENAMES_MOST 999u /* of a slot's connectionId: four bytes of that */
 #define CAP_NODE_ID_SIZE 36u  /* a UUID's text */
+
+#define CAP_TOPIC_NAMES 24u     /* of destinations, in a pool */
+#define CAP_TOPIC_NAME_SIZE 64u /* of one, and its NUL */
 
 /* The worker took back a pool that nobody had taken over yet: what is in it has
    been counted, and a sidecar that finds it late leaves it alone. */
@@ -123,6 +131,12 @@ typedef struct {
 
     /* the worker's; a module that does not count leaves 0 here */
     _Alignas(64) _Atomic uint64_t redact[CAP_REDACT_CELLS];
+
+    /* the worker's; a name is there for good, and before the count (release)
+       says so */
+    _Alignas(64) _Atomic uint32_t ntopics;
+    uint32_t topic_spare;
+    char topic_names[CAP_TOPIC_NAMES][CAP_TOPIC_NAME_SIZE];
 } cap_header;
 
 _Static_assert(sizeof(cap_header) <= CAP_HEADER_SIZE, "header fits its page");
@@ -138,7 +152,7 @@ typedef struct {
     _Atomic uint32_t generation;
     uint8_t id_len;
     uint8_t cluster;
-    uint16_t topic; /* index into the sidecar's permitted topics */
+    uint16_t topic; /* 0: the default, else topic_names[topic - 1] */
     char id[CAP_ID_SIZE];
     int64_t opened_ns;
 
@@ -244,6 +258,10 @@ enum cap_return_kind { CAP_RETURN_BLOCK = 1, CAP_RETURN_SLOT = 2 };
  * over the limits.
  */
 int cap_layout_make(cap_geometry *g, uint64_t bytes, uint32_t nslots);
+
+/* Whether `len` bytes are a destination's name: 1 to 63 letters, digits, ".",
+   "_" and "-". */
+int cap_topic_name_good(const char *name, size_t len);
 
 /*
  * Checks a copied geometry that came from the other side against the size of

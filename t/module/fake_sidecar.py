@@ -44,7 +44,9 @@ SLOT_SIZE, INTENT_SIZE = 160, 72
 # offsets in the header page
 RING_TAIL, RETURN_HEAD, STARVED = 128, 132, 136
 RING_HEAD, RETURN_TAIL, READER_STATE, OWNER = 192, 196, 200, 208
+KEPT = 216
 WORKER, SIDECAR = 256, 896
+NTOPICS, TOPICS, TOPIC_SIZE, MOST_TOPICS = 1728, 1736, 64, 24
 WORKER_CELLS = {"seen": 0, "handed": 1, "connections": 2, "frames": 3,
                 "bytes": 4, "doorbells": 5}
 SIDECAR_CELLS = {"taken": 0, "captured": 1, "truncated": 2, "open": 3}
@@ -52,7 +54,7 @@ REASONS = {
     "bad_request": 1, "not_forwarded": 2, "rule": 3, "bypass": 4, "upgrade": 5,
     "unsupported": 6, "unreplayable": 7, "client_abort": 8, "refused": 9,
     "unread_body": 10, "too_large": 11, "unredactable": 12, "unlinked": 32, "pool_full": 33, "response": 34,
-    "no_slot": 35, "link_lost": 36, "worker_exit": 37, "internal": 41}
+    "no_slot": 35, "link_lost": 36, "worker_exit": 37, "internal": 41, "no_topic": 42}
 NAMES = {number: name for name, number in REASONS.items()}
 
 RETURN_BLOCK, RETURN_SLOT = 1, 2
@@ -124,9 +126,11 @@ class Connection:
         got, length, cluster, topic = struct.unpack_from("<IBBH", data)
         if got != generation:
             link.error(f"slot {slot} has generation {got}, its frame {generation}")
-        if length > 52 or cluster or topic:
+        names = link.topics()
+        if length > 52 or cluster or topic > len(names):
             link.error(f"slot {slot}: id_len {length} cluster {cluster} "
-                       f"topic {topic}")
+                       f"topic {topic} of {names}")
+        self.topic = ["", *names][topic]
         self.id = bytes(data[8:8 + length]).decode("ascii")
         self.opened = struct.unpack_from("<q", data, 64)[0]
         self.exchanges = []
@@ -205,6 +209,14 @@ class Link:
     def slot_bytes(self, slot):
         at = self.slots_at + slot * SLOT_SIZE
         return self.bytes[at:at + SLOT_SIZE]
+
+    def topics(self):
+        """The names of destinations that the worker has told."""
+        n, at = self.u32[NTOPICS >> 2], TOPICS
+        if n > MOST_TOPICS:
+            self.error(f"{n} names of destinations")
+        return [bytes(self.bytes[at + i * TOPIC_SIZE:at + (i + 1) * TOPIC_SIZE])
+                .split(b"\0")[0].decode() for i in range(min(n, MOST_TOPICS))]
 
     # counters
 

@@ -61,6 +61,16 @@ SIDECAR = "capture_sidecar unix:/tmp/none.sock;"
     (SIDECAR, "capture_on_failure drop;", 'invalid value "drop"'),
     (SIDECAR, "capture_on_failure refuse; capture_on_failure forward;",
      "is duplicate"),
+    (SIDECAR, "capture_topic a/b;", 'invalid name "a/b" in "capture_topic"'),
+    (SIDECAR, "capture_topic 'a b';", 'invalid name "a b"'),
+    (SIDECAR, f"capture_topic {'x' * 64};", "must be 1 to 63 letters"),
+    (SIDECAR, "capture_topic;", "invalid number of arguments"),
+    (SIDECAR, "capture_topic a b;", "invalid number of arguments"),
+    (SIDECAR, "capture_topic a; capture_topic $uri;", "is duplicate"),
+    (SIDECAR, "capture_topic $uri; capture_topic $uri;", "is duplicate"),
+    (SIDECAR, "capture_topic $no_such;", 'unknown "no_such" variable'),
+    (SIDECAR, "".join(f"location /{i} {{ capture_topic n{i}; }}"
+                      for i in range(25)), '"capture_topic n24" is one name too many'),
     (SIDECAR, "capture_status;", '"capture_status" directive is not allowed here'),
     (SIDECAR, "location / { capture_status on; }", "invalid number of arguments"),
     (SIDECAR, "capture_no_such on;", 'unknown directive "capture_no_such"')])
@@ -123,6 +133,11 @@ def test_no_bad_value_is_of_a_directive_that_is_not_there():
     (SIDECAR, "capture $arg_a$arg_b; capture_wait off; capture_bypass $arg_a $arg_b;"),
     (SIDECAR, "capture_include unreplayable not_forwarded; capture on;"),
     (SIDECAR, "capture_include off; capture on;"),
+    (SIDECAR, f"capture on; capture_topic {'x' * 63};"),
+    (SIDECAR, "capture on; capture_topic '';"),
+    (SIDECAR, "capture on; capture_topic a$arg_a;"),
+    (SIDECAR + "capture_topic a.b_C-9;", "".join(
+        f"location /{i} {{ capture_topic n{i % 23}; }}" for i in range(50))),
     (f"capture_sidecar unix:/{'x' * 106};", "capture on;"),
     (SIDECAR + "log_format f '$capture_result$capture_connection_id"
      "$capture_wait_time'; access_log access.log f;", ""),

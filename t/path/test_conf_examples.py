@@ -18,8 +18,10 @@ from rig.sidecar import BINARY, Sidecar, check
 from rig.source import Response, Source, pattern
 
 EXAMPLES = ["nginx-minimal.conf", "nginx-fleet.conf", "nginx-elastic-cloud.conf",
-            "nginx-wait-and-refuse.conf", "nginx-spool.conf"]
-SIDECARS = ["capture-sidecar.conf", "capture-sidecar-spool.conf"]
+            "nginx-wait-and-refuse.conf", "nginx-spool.conf",
+            "nginx-many-clusters.conf"]
+SIDECARS = ["capture-sidecar.conf", "capture-sidecar-spool.conf",
+            "capture-sidecar-many-clusters.conf"]
 CLOUD = "my-cluster.es.eu-central-1.aws.found.io"
 
 MIB = 1 << 20
@@ -239,6 +241,53 @@ def test_the_spool_example_outlasts_its_memory(example, own_broker, source, work
         s = assert_balanced(e.wait_for_status(settled(50), 90))
         assert s["total"]["captured"] == 50, s["total"]
     assert_captured(without_barriers(e.records()), [c])
+def test_the_example_of_many_clusters_goes_to_each(
+        example, source, broker, new_topic, own_broker):
+    """Both files: the sidecar's has other addresses and topics, and no more."""
+    other, orders, logs = own_broker(), Source(), new_topic(2)
+    other.create_topic("logging-traffic-topic", 2)
+    orders.start()
+    port = free_port()
+    try:
+        e = example("nginx-many-clusters.conf", "127.0.0.1:8080", {
+            "server 127.0.0.1:9200": f"server 127.0.0.1:{source.port}",
+            "server 127.0.0.1:9201": f"server 127.0.0.1:{orders.port}",
+            "listen 127.0.0.1:8081": f"listen 127.0.0.1:{port}"},
+            sidecar=("capture-sidecar-many-clusters.conf", {
+                "topic.logs": logs,
+                "topic.orders.kafka.bootstrap.servers": other.bootstrap}))
+        plain, log, order = Session(e), Session(e), Session(e)
+        order.client.close()
+        order.client = Client(port)
+        with plain, log, order:
+            for n in range(3):
+                assert plain.request("POST", "/products/_doc", body=b"1").status \
+                    == 200
+                assert log.request("POST", f"/logs-{n}/_doc", body=b"2").status \
+                    == 200
+                assert order.request("POST", "/o/_doc", body=b"3").status == 200
+            assert_balanced(e.wait_for_status(settled(9)))
+        assert_captured(e.records(), [plain])
+        assert_captured(broker.read_topic(logs), [log])
+        assert_captured(other.read_topic("logging-traffic-topic"), [order])
+        assert [r.target for r in orders.requests] == ["/o/_doc"] * 3
+    finally:
+        orders.close()
+
+
+def test_the_sidecar_accepts_the_example_of_many_clusters(workdir):
+    text = read("capture-sidecar-many-clusters.conf")
+    rc, err = check(workdir, text)
+    assert rc == 0, err
+    assert "warning" not in err, err
+    names = set(re.findall(r"^topic\.(\w+) =", text, re.M))
+    used = set(re.findall(r"capture_topic (\w+);|^ +~\S+ +(\w+);$",
+                          read("nginx-many-clusters.conf"), re.M))
+    assert names == {a or b for a, b in used}
+    # what stands commented out is accepted, too
+    rc, err = check(workdir, re.sub(
+        r"\$\{file:\S+\}", "x", re.sub(r"^#(?=[\w.]+ = )", "", text, flags=re.M)))
+    assert rc == 0, err
 
 
 def test_four_lines_are_all_that_the_fleet_needs(workdir):

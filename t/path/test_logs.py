@@ -38,7 +38,7 @@ SIDECAR = [
     ("info", r"HUP: 0 values have changed", 1, 1),
     ("info", r"a worker's pool is taken over: \d+ blocks hold frames", 1, 1),
     # the sidecar has died with a record under way, or not
-    ("info", r"partition \d+ is settled", 0, 8),
+    ("info", r"topic \S+, partition \d+ is settled", 0, 8),
     ("info", r"worker \d+ has gone", 1, 1),
     ("info", r"worker \d+: the last of its pool is settled: taken \d+ captured "
      r"\d+", 1, 1),

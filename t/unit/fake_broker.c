@@ -1,6 +1,7 @@
 /*
  * A topic that outlives its producers: included by tests in the place of
- * sidecar/kafka.c.  What a producer hands over is on its way until the test says
+ * sidecar/kafka.c.  Each topic has partitions of its own, one after the other in
+ * broker.partitions.  What a producer hands over is on its way until the test says
  * what became of it; when the producer dies, chance does.
  */
 #include <check.h>
@@ -10,6 +11,8 @@
 #include "sidecar/kafka.h"
 
 #define BROKER_PARTITIONS 3
+#define BROKER_TOPICS 2
+#define BROKER_ALL (BROKER_TOPICS * BROKER_PARTITIONS)
 #define BROKER_SENT 4096
 
 typedef struct {
@@ -26,22 +29,29 @@ typedef struct {
     unsigned reader; /* raised with each start */
 } broker_partition;
 
+/* A producer, and a reader, of topic number `topic`. */
+typedef struct {
+    unsigned topic;
+    void *owner;
+    kafka_read_cb read;
+    void *read_owner;
+} broker_end;
+
 typedef struct {
     void *record;
-    int32_t partition;
+    unsigned topic;
+    int32_t partition; /* of it */
     char key[64];
     const void *value;
     size_t len;
 } broker_sent;
 
 static struct {
-    broker_partition partitions[BROKER_PARTITIONS];
+    broker_partition partitions[BROKER_ALL];
+    broker_end ends[BROKER_TOPICS];
     broker_sent sent[BROKER_SENT]; /* on the way */
     unsigned nsent;
     const kafka_events *events;
-    void *owner;
-    kafka_read_cb read;
-    void *read_owner;
     size_t limit;
     bool ready, blind, known_blind;
     uint64_t mark, looks;
@@ -50,8 +60,12 @@ static struct {
 
 /* ---- what a test does ---- */
 
+static broker_partition *partition_of(unsigned topic, int32_t partition) {
+    return &broker.partitions[topic * BROKER_PARTITIONS + (unsigned)partition];
+}
+
 static int64_t broker_append(const broker_sent *s) {
-    broker_partition *p = &broker.partitions[s->partition];
+    broker_partition *p = partition_of(s->topic, s->partition);
     broker_record *r;
 
     if (p->n == p->room) {
@@ -80,11 +94,11 @@ static void broker_report(unsigned i, kafka_result result) {
     }
     if (result != KAFKA_ACKED || broker.dice(8) == 0) {
         offset = -1;
-    } else if (broker.partitions[s.partition].known <= offset) {
-        broker.partitions[s.partition].known = offset + 1;
+    } else if (partition_of(s.topic, s.partition)->known <= offset) {
+        partition_of(s.topic, s.partition)->known = offset + 1;
     }
-    broker.events->delivered(broker.owner, s.record, result, offset,
-                             "the test says so");
+    broker.events->delivered(broker.ends[s.topic].owner, s.record, result,
+                             offset, "the test says so");
 }
 
 /* The producer is dead; what is on its way arrives or does not. */
@@ -98,31 +112,33 @@ static void broker_producer_died(void) {
         }
     }
     broker.nsent = 0;
-    for (unsigned i = 0; i < BROKER_PARTITIONS; i++) {
+    for (unsigned i = 0; i < BROKER_ALL; i++) {
         broker.partitions[i].reading = -1;
     }
 }
 
 /* Gives the reader up to `n` records of each partition that it reads. */
 static void broker_feed(unsigned n) {
-    for (int32_t i = 0; i < BROKER_PARTITIONS; i++) {
-        broker_partition *p = &broker.partitions[i];
+    for (int32_t all = 0; all < BROKER_ALL; all++) {
+        broker_partition *p = &broker.partitions[all];
+        const broker_end *e = &broker.ends[all / BROKER_PARTITIONS];
+        int32_t i = all % BROKER_PARTITIONS;
         unsigned reader = p->reader;
 
         for (unsigned k = 0; k < n && p->reading >= 0 && p->reader == reader;
              k++) {
             if (broker.blind) {
                 p->reading = -1;
-                broker.read(broker.read_owner, i, KAFKA_READ_FAILED, -1, NULL,
-                            0, "the test says so");
+                e->read(e->read_owner, i, KAFKA_READ_FAILED, -1, NULL, 0,
+                        "the test says so");
             } else if (p->reading < p->n) {
                 int64_t at = p->reading++;
 
-                broker.read(broker.read_owner, i, KAFKA_READ_RECORD, at,
-                            p->log[at].value, p->log[at].len, "");
+                e->read(e->read_owner, i, KAFKA_READ_RECORD, at,
+                        p->log[at].value, p->log[at].len, "");
             } else {
-                broker.read(broker.read_owner, i, KAFKA_READ_END, p->reading,
-                            NULL, 0, "");
+                e->read(e->read_owner, i, KAFKA_READ_END, p->reading, NULL, 0,
+                        "");
                 break;
             }
         }
@@ -130,7 +146,7 @@ static void broker_feed(unsigned n) {
 }
 
 static void broker_clear(void) {
-    for (unsigned i = 0; i < BROKER_PARTITIONS; i++) {
+    for (unsigned i = 0; i < BROKER_ALL; i++) {
         broker_partition *p = &broker.partitions[i];
 
         for (unsigned k = 0; k < p->n; k++) {
@@ -148,18 +164,31 @@ int kafka_check(const config *c, FILE *err) {
     return 0;
 }
 
+/* The topic "second" is the second. */
 kafka *kafka_new(const config *c, loop *l, const kafka_events *events,
                  void *owner) {
-    (void)c, (void)l;
+    unsigned topic = c->topic != NULL && strcmp(c->topic, "second") == 0;
+    broker_end *e = &broker.ends[topic];
+
+    (void)l;
     broker.events = events;
-    broker.owner = owner;
+    e->topic = topic;
+    e->owner = owner;
     broker.nsent = 0;
-    for (unsigned i = 0; i < BROKER_PARTITIONS; i++) {
-        broker.partitions[i].known =
-            broker.dice(8) == 0 ? -1 : (int64_t)broker.partitions[i].n;
+    for (int32_t i = 0; i < BROKER_PARTITIONS; i++) {
+        broker_partition *p = partition_of(topic, i);
+
+        p->known = broker.dice(8) == 0 ? -1 : (int64_t)p->n;
+    }
+    for (unsigned i = 0; i < BROKER_ALL; i++) {
         broker.partitions[i].reading = -1;
     }
-    return (kafka *)&broker;
+    return (kafka *)e;
+}
+
+void kafka_look(const kafka *k, kafka_health *into) {
+    (void)k;
+    *into = (kafka_health){.reachable = true};
 }
 
 void kafka_reload(kafka *k) {
@@ -207,9 +236,8 @@ int32_t kafka_partition(const kafka *k, const void *key, size_t len) {
 }
 
 int64_t kafka_known_end(const kafka *k, int32_t partition) {
-    (void)k;
     return partition >= 0 && partition < BROKER_PARTITIONS
-               ? broker.partitions[partition].known
+               ? partition_of(((const broker_end *)k)->topic, partition)->known
                : -1;
 }
 
@@ -226,7 +254,6 @@ int kafka_produce(kafka *k, int32_t partition, const void *key, size_t key_len,
                   const void *value, size_t len, void *record) {
     broker_sent *s = &broker.sent[broker.nsent];
 
-    (void)k;
     ck_assert(broker.ready);
     if (broker.nsent == BROKER_SENT) {
         return -1;
@@ -239,27 +266,30 @@ int kafka_produce(kafka *k, int32_t partition, const void *key, size_t key_len,
                       "two records of %.*s at once", (int)key_len,
                       (const char *)key);
     }
-    *s = (broker_sent){
-        .record = record, .partition = partition, .value = value, .len = len};
+    *s = (broker_sent){.record = record,
+                       .topic = ((const broker_end *)k)->topic,
+                       .partition = partition,
+                       .value = value,
+                       .len = len};
     memcpy(s->key, key, key_len);
     broker.nsent++;
     return 0;
 }
 
 kafka_reader *kafka_reader_new(kafka *k, kafka_read_cb cb, void *owner) {
-    (void)k;
-    broker.read = cb;
-    broker.read_owner = owner;
-    return (kafka_reader *)&broker;
+    broker_end *e = (broker_end *)k;
+
+    e->read = cb;
+    e->read_owner = owner;
+    return (kafka_reader *)e;
 }
 
 int kafka_reader_start(kafka_reader *r, int32_t partition, int64_t offset) {
     broker_partition *p;
 
-    (void)r;
     ck_assert_int_ge(partition, 0);
     ck_assert_int_lt(partition, BROKER_PARTITIONS);
-    p = &broker.partitions[partition];
+    p = partition_of(((const broker_end *)r)->topic, partition);
     ck_assert_int_eq(p->reading, -1);
     p->reading = offset == KAFKA_READ_BEGINNING ? 0 : offset;
     p->reader++;
@@ -267,8 +297,7 @@ int kafka_reader_start(kafka_reader *r, int32_t partition, int64_t offset) {
 }
 
 void kafka_reader_stop(kafka_reader *r, int32_t partition) {
-    (void)r;
-    broker.partitions[partition].reading = -1;
+    partition_of(((const broker_end *)r)->topic, partition)->reading = -1;
 }
 
 void kafka_reader_free(kafka_reader *r) {

@@ -11,8 +11,18 @@
 
 #define FAKE_RECORDS 4096
 
+/* A producer of it: one a destination. */
+typedef struct {
+    void *owner;
+    const char *topic;
+    bool away, full;
+} fake_producer;
+
+#define FAKE_PRODUCERS 4
+
 typedef struct {
     void *record;
+    fake_producer *producer;
     int32_t partition;
     char key[64];
     const void *value;
@@ -26,7 +36,8 @@ typedef struct {
 
 static struct {
     const kafka_events *events;
-    void *owner;
+    fake_producer producers[FAKE_PRODUCERS]; /* in the order of their making */
+    unsigned nproducers;
     bool ready, full;
     bool blind;      /* nothing can be read */
     bool unreadable; /* and that is known */
@@ -47,10 +58,13 @@ int kafka_check(const config *c, FILE *err) {
 
 kafka *kafka_new(const config *c, loop *l, const kafka_events *events,
                  void *owner) {
-    (void)c, (void)l;
+    fake_producer *p = &fake_kafka.producers[fake_kafka.nproducers++];
+
+    (void)l;
+    ck_assert_uint_le(fake_kafka.nproducers, FAKE_PRODUCERS);
     fake_kafka.events = events;
-    fake_kafka.owner = owner;
-    return (kafka *)&fake_kafka;
+    *p = (fake_producer){.owner = owner, .topic = c->topic};
+    return (kafka *)p;
 }
 
 void kafka_reload(kafka *k) {
@@ -58,8 +72,12 @@ void kafka_reload(kafka *k) {
 }
 
 bool kafka_ready(const kafka *k) {
+    return fake_kafka.ready && !((const fake_producer *)k)->away;
+}
+
+void kafka_look(const kafka *k, kafka_health *into) {
     (void)k;
-    return fake_kafka.ready;
+    *into = (kafka_health){.reachable = true};
 }
 
 uint64_t kafka_topic_mark(const kafka *k) {
@@ -83,8 +101,7 @@ bool kafka_readable(const kafka *k) {
 }
 
 const char *kafka_not_ready_why(const kafka *k) {
-    (void)k;
-    return fake_kafka.ready ? "" : "the test says so";
+    return kafka_ready(k) ? "" : "the test says so";
 }
 
 size_t kafka_record_limit(const kafka *k) {
@@ -142,15 +159,19 @@ size_t kafka_queued(const kafka *k) {
 }
 
 void kafka_free(kafka *k, int64_t within_ns) {
-    (void)k, (void)within_ns;
+    (void)within_ns;
     for (unsigned i = 0; i < fake_kafka.n; i++) {
-        if (!fake_kafka.records[i].reported) {
-            fake_kafka.records[i].reported = true;
-            fake_kafka.events->delivered(fake_kafka.owner,
-                                         fake_kafka.records[i].record,
+        fake_record *r = &fake_kafka.records[i];
+
+        if (r->producer != (const fake_producer *)k) {
+            continue;
+        }
+        if (!r->reported) {
+            r->reported = true;
+            fake_kafka.events->delivered(r->producer->owner, r->record,
                                          KAFKA_IN_DOUBT, -1, "the end");
         }
-        free(fake_kafka.records[i].copy);
+        free(r->copy);
     }
 }
 
@@ -262,15 +283,15 @@ int kafka_produce(kafka *k, int32_t partition, const void *key, size_t key_len,
                   const void *value, size_t len, void *record) {
     fake_record *r = &fake_kafka.records[fake_kafka.n];
 
-    (void)k;
-    ck_assert(fake_kafka.ready);
-    if (fake_kafka.full) {
+    ck_assert(kafka_ready(k));
+    if (fake_kafka.full || ((const fake_producer *)k)->full) {
         return -1;
     }
     ck_assert_uint_lt(fake_kafka.n, FAKE_RECORDS);
     ck_assert_uint_le(len, fake_kafka.limit);
     fake_kafka.n++;
     r->record = record;
+    r->producer = (fake_producer *)k;
     r->partition = partition;
     snprintf(r->key, sizeof(r->key), "%.*s", (int)key_len, (const char *)key);
     r->value = value;
@@ -291,7 +312,7 @@ static void fake_report(unsigned i, kafka_result result) {
     r->reported = true;
     r->acked = result == KAFKA_ACKED;
     ck_assert_int_eq(memcmp(r->value, r->copy, r->len), 0);
-    fake_kafka.events->delivered(fake_kafka.owner, r->record, result,
+    fake_kafka.events->delivered(r->producer->owner, r->record, result,
                                  result == KAFKA_ACKED ? (int64_t)i : -1,
                                  "the test says so");
 }

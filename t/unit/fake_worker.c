@@ -56,6 +56,15 @@ void fake_worker_free(fake_worker *w) {
     free(w);
 }
 
+unsigned fake_topic(fake_worker *w, const char *name) {
+    uint32_t n = atomic_load(&w->header->ntopics);
+
+    ck_assert_uint_lt(n, CAP_TOPIC_NAMES);
+    memcpy(w->header->topic_names[n], name, strlen(name));
+    atomic_store_explicit(&w->header->ntopics, n + 1, memory_order_release);
+    return n + 1;
+}
+
 void fake_take_slot(fake_worker *w, uint32_t slot, const char *id) {
     cap_slot *s = cap_slot_at(w->header, &w->g, slot);
 
@@ -63,6 +72,7 @@ void fake_take_slot(fake_worker *w, uint32_t slot, const char *id) {
     ck_assert_uint_eq(w->slot_generation[slot] & 1, 0);
     s->id_len = (uint8_t)strlen(id);
     memcpy(s->id, id, strlen(id));
+    s->topic = w->topic;
     s->partition = -1;
     s->next_number = 1;
     s->last_offset = -1;

@@ -28,13 +28,17 @@ typedef struct {
     uint64_t seq;
     int64_t ts_ns; /* of the next frame; raised by 1 us each */
     unsigned slots_back, blocks_back; /* returned so far */
+    uint16_t topic;                   /* of slots that are taken */
 } fake_worker;
 
 /* A pool of `nblocks` blocks. */
 fake_worker *fake_worker_new(uint32_t nblocks, uint32_t nslots);
 void fake_worker_free(fake_worker *w);
 
-/* Takes a slot for a connection with this id. */
+/* Appends a destination's name; its number in slots. */
+unsigned fake_topic(fake_worker *w, const char *name);
+
+/* Takes a slot, for w->topic, for a connection with this id. */
 void fake_take_slot(fake_worker *w, uint32_t slot, const char *id);
 
 /* Writes a frame; false: no block is free.  READ with CAP_FRAME_BEGIN counts

@@ -1412,6 +1412,174 @@ static void random_reports(unsigned *first, bool all) {
     }
 }
 
+/* ---- destinations ---- */
+
+static void open_again(void) {
+    ledger_stop(lg, 0);
+    assemble_free(a);
+    ledger_free(lg);
+    pool_free(p);
+    fake_kafka.nproducers = 0;
+    p = pool_open(w->fd, UINT64_MAX, &why);
+    pool_own(p);
+    lg = ledger_new(&conf, l, &assemble_events);
+    a = assemble_new(p, lg, l, S);
+}
+
+/* "b" is one of them, and "x" is not; slot 1 is for b, slot 2 for x. */
+static void open_destinations(void) {
+    static config_destination b = {.name = "b", .topic = "second"};
+
+    open_all();
+    conf.destinations = &b;
+    conf.ndestinations = 1;
+    conf.topic = (char *)"first";
+    open_again();
+    w->topic = (uint16_t)fake_topic(w, "b");
+    fake_take_slot(w, 1, "b1");
+    w->topic = (uint16_t)fake_topic(w, "x");
+    fake_take_slot(w, 2, "x1");
+}
+
+#define ck_topic(i, expected)                                                  \
+    ck_assert_str_eq(fake_kafka.records[i].producer->topic, (expected))
+
+START_TEST(each_connection_goes_to_its_destination) {
+    fake_exchange(w, 0, "GET /a", "200");
+    fake_exchange(w, 1, "GET /b", "201");
+    turn();
+    fake_exchange(w, 0, "GET /c", "202");
+    turn();
+    ck_assert_uint_eq(fake_kafka.n, 2);
+    ck_record(0, "a#1 R(GET /a) E(14,711) W(200)");
+    ck_topic(0, "first");
+    ck_record(1, "b1#1 R(GET /b) E(14,711) W(201)");
+    ck_topic(1, "second");
+    ack(0);
+    ck_record(2, "a#2+1 R(GET /c) E(14,711) W(202)");
+    ck_topic(2, "first");
+    ack(1);
+    ack(2);
+    ck_assert_uint_eq(p->count.captured, 3);
+}
+END_TEST
+
+START_TEST(what_is_not_permitted_is_lost_and_sent_nowhere) {
+    fake_exchange(w, 2, "GET /x", "200");
+    fake_read(w, 2, CAP_FRAME_BEGIN, "GET /y"); /* it has not heard yet */
+    fake_exchange(w, 1, "GET /b", "201");
+    turn();
+    ck_assert_uint_eq(fake_kafka.n, 1);
+    ck_topic(0, "second");
+    ck_assert_uint_eq(p->count.reason[CAP_NO_TOPIC], 2);
+    ck_assert_uint_eq(p->count.open, 1);
+    ck_assert(p->rings); /* a client may be waiting for it */
+    fake_collect(w);
+    ck_assert_uint_eq(w->slots_back, 1);
+    fake_take_slot(w, 2, "x2");
+    fake_read(w, 2, CAP_FRAME_BEGIN, "GET /z");
+    turn();
+    ck_assert_uint_eq(p->count.reason[CAP_NO_TOPIC], 3);
+    ack(0);
+    ck_assert_uint_eq(p->count.captured, 1);
+    ck_assert_uint_eq(fake_kafka.n, 1);
+}
+END_TEST
+
+START_TEST(a_destination_that_is_away_holds_no_other_up) {
+    static const char *const topics[] = {"first", "second"};
+
+    fake_kafka.producers[_i].away = true;
+    fake_exchange(w, 1, "GET /b", "200");
+    fake_exchange(w, 0, "GET /a", "200");
+    turn();
+    ck_assert_uint_eq(fake_kafka.n, 1);
+    ck_topic(0, topics[1 - _i]);
+    ack(0);
+    ck_assert_uint_eq(p->count.captured, 1);
+    ck_assert(!ledger_idle(lg));
+    fake_kafka.producers[_i].away = false;
+    ledger_pump(lg);
+    ck_assert_uint_eq(fake_kafka.n, 2);
+    ck_topic(1, topics[_i]);
+    ack(1);
+    ck_assert(ledger_idle(lg));
+}
+END_TEST
+
+/* Brokers that have gone leave a destination ready, and take all it is given
+   without an answer. */
+START_TEST(a_destination_without_answers_uses_its_share_alone) {
+    static const char *const topics[] = {"first", "second"};
+    unsigned n[2] = {0};
+
+    conf.inflight_size = 64 << 10; /* 32 KiB each */
+    open_again();
+    for (uint32_t i = 3; i < 63; i++) {
+        char id[8];
+
+        w->topic = i % 2;
+        snprintf(id, sizeof(id), "c%u", i);
+        fake_take_slot(w, i, id);
+        fake_exchange(w, i, many(3000), "200");
+    }
+    turn();
+    for (unsigned i = 0; i < fake_kafka.n; i++) {
+        n[strcmp(fake_kafka.records[i].producer->topic, topics[1]) == 0]++;
+    }
+    ck_assert_uint_eq(n[0], 8); /* buffers of 4 KiB */
+    ck_assert_uint_eq(n[1], 8);
+    for (unsigned i = 0; i < fake_kafka.n; i++) {
+        if (strcmp(fake_kafka.records[i].producer->topic, topics[0]) == 0) {
+            ack(i);
+        }
+    }
+    ck_assert_uint_eq(p->count.captured, 30);
+    ck_assert_uint_eq(fake_kafka.n, 38);
+}
+END_TEST
+
+START_TEST(a_topic_that_the_pool_does_not_name_ends_the_link) {
+    static const struct {
+        uint16_t topic;
+        const char *name; /* that stands there, or NULL: as it is */
+    } cases[] = {{3, NULL},
+                 {CAP_TOPIC_NAMES + 1, NULL},
+                 {UINT16_MAX, NULL},
+                 {1, "a/b"},
+                 {1, "\x01"}};
+
+    slot(1)->topic = cases[_i].topic;
+    if (cases[_i].name != NULL) {
+        strcpy(w->header->topic_names[0], cases[_i].name);
+    }
+    fake_read(w, 1, CAP_FRAME_BEGIN, "GET");
+    ck_assert_int_eq(turn_says(), CAP_BAD_LINK);
+    assemble_end(a, CAP_BAD_LINK);
+}
+END_TEST
+
+/* What it stood for is not what the worker says later. */
+START_TEST(a_name_is_looked_up_once) {
+    fake_exchange(w, 1, "GET /1", "200");
+    turn();
+    strcpy(w->header->topic_names[0], "default");
+    fake_control(w, 1, CAP_FRAME_CLOSE, 0);
+    turn();
+    ack(0);
+    ack(1);
+    fake_collect(w);
+    w->topic = 1;
+    fake_take_slot(w, 1, "b2");
+    fake_exchange(w, 1, "GET /2", "200");
+    turn();
+    ck_topic(2, "second");
+    ack(2);
+}
+END_TEST
+
+/* ---- anything ---- */
+
 START_TEST(any_traffic_with_any_reports_keeps_every_count) {
     uint8_t phase[64] = {0};
     unsigned first = 0;
@@ -1474,6 +1642,17 @@ int main(void) {
     tcase_add_test(t, memory_in_flight_is_bounded);
     tcase_add_test(t, a_pool_that_fills_up_flushes_the_oldest_first);
     tcase_add_test(t, a_flush_of_everything_leaves_nothing_unsent);
+    suite_add_tcase(s, t);
+
+    t = tcase_create("destinations");
+    tcase_add_checked_fixture(t, open_destinations, close_all);
+    tcase_add_test(t, each_connection_goes_to_its_destination);
+    tcase_add_test(t, what_is_not_permitted_is_lost_and_sent_nowhere);
+    tcase_add_loop_test(t, a_destination_that_is_away_holds_no_other_up, 0, 2);
+    tcase_add_test(t, a_destination_without_answers_uses_its_share_alone);
+    tcase_add_loop_test(t, a_topic_that_the_pool_does_not_name_ends_the_link, 0,
+                        5);
+    tcase_add_test(t, a_name_is_looked_up_once);
     suite_add_tcase(s, t);
 
     t = tcase_create("reports");

@@ -8,6 +8,7 @@
 
 #include "sidecar/config.h"
 #include "sidecar/log.h"
+#include "wire/layout.h"
 
 #define GOOD                                                                   \
     "listen = unix:/run/x.sock\nkafka.bootstrap.servers = localhost:9092\n"
@@ -40,6 +41,78 @@ static void teardown(void) {
     free(said);
     said = NULL;
 }
+
+START_TEST(a_destination_has_what_it_says_and_else_what_all_have) {
+    config v;
+
+    ck_assert_int_eq(
+        read_text(GOOD
+                  "topic = first\ninflight.size = 60m\n"
+                  "kafka.sasl.username = u\n"
+                  "topic.eu-1.kafka.bootstrap.servers = eu:9092, eu2:9092\n"
+                  "topic.eu-1 = second\ntopic.b = third\n"
+                  "topic.b.kafka.client.id = x\n",
+                  0600),
+        0);
+    ck_assert_uint_eq(c.ndestinations, 2);
+    config_view(&c, 0, &v);
+    ck_assert_str_eq(v.topic, "first");
+    ck_assert_str_eq(v.destination, "default");
+    ck_assert_str_eq(config_kafka(&v, "bootstrap.servers"), "localhost:9092");
+    ck_assert_uint_eq(v.inflight_size, 20 << 20);
+    config_view(&c, 1, &v);
+    ck_assert_str_eq(v.topic, "second");
+    ck_assert_str_eq(v.destination, "eu-1");
+    ck_assert_str_eq(config_kafka(&v, "bootstrap.servers"),
+                     "eu:9092, eu2:9092");
+    ck_assert_str_eq(config_kafka(&v, "sasl.username"), "u");
+    ck_assert_uint_eq(v.nkafka, 2);
+    config_view(&c, 2, &v);
+    ck_assert_str_eq(v.topic, "third");
+    ck_assert_str_eq(config_kafka(&v, "bootstrap.servers"), "localhost:9092");
+    ck_assert_str_eq(config_kafka(&v, "client.id"), "x");
+    ck_assert_uint_eq(v.nkafka, 3);
+}
+END_TEST
+
+START_TEST(without_destinations_nothing_has_a_name) {
+    config v;
+    char of[80];
+
+    ck_assert_int_eq(read_text(GOOD, 0600), 0);
+    config_view(&c, 0, &v);
+    ck_assert_ptr_null(v.destination);
+    ck_assert_uint_eq(v.inflight_size, c.inflight_size);
+    config_of_destination(&v, of, sizeof(of));
+    ck_assert_str_eq(of, "");
+}
+END_TEST
+
+/* A name's length is the wire's. */
+START_TEST(names_of_destinations_are_the_workers) {
+    ck_assert_uint_eq(CONFIG_NAME_SIZE, CAP_TOPIC_NAME_SIZE);
+    ck_assert_uint_le(CONFIG_MAX_DESTINATIONS, CAP_TOPIC_NAMES);
+}
+END_TEST
+
+START_TEST(a_token_is_for_those_that_take_it) {
+    config v;
+
+    ck_assert_int_eq(
+        read_text(GOOD "token.source = command\ntoken.command = /bin/true\n"
+                       "topic.a = a\ntopic.b = b\ntopic.c = c\n"
+                       "topic.a.kafka.sasl.mechanism = PLAIN\n"
+                       "topic.b.kafka.security.protocol = ssl\n",
+                  0600),
+        0);
+    for (size_t i = 0; i < 4; i++) {
+        config_view(&c, i, &v);
+        ck_assert_int_eq(v.token_source, i == 1 || i == 2
+                                             ? CONFIG_TOKEN_NONE
+                                             : CONFIG_TOKEN_COMMAND);
+    }
+}
+END_TEST
 
 START_TEST(a_small_file_gets_all_defaults) {
     ck_assert_int_eq(read_text("# comment\n\n " GOOD, 0600), 0);
@@ -99,6 +172,26 @@ static const struct {
     {"listen = unix:/run/\n", "directory"},
     {"kafka.bootstrap.servers = a:1\n", "listen is missing"},
     {"listen = unix:/x\n", "there is no output"},
+    {GOOD "topic. = t\n", ":3: topic.: give a name of 1 to 63 letters"},
+    {GOOD "topic.a/b = t\n", ":3: topic.a/b: give a name"},
+    {GOOD "topic.0123456789012345678901234567890123456789012345678901234567890123 = t\n",
+     "give a name of 1 to 63"},
+    {GOOD "topic.a = t/\n", ":3: topic.a = t/: a topic's name"},
+    {GOOD "topic.a = t\ntopic.a = u\n", ":4: topic.a is already set in line 3"},
+    {GOOD "topic.default = t\n", "the default destination is `topic`"},
+    {GOOD "topic.a = t\ntopic.a.kafka.acks = all\ntopic.a.kafka.acks = all\n",
+     ":5: topic.a.kafka.acks is already set in line 4"},
+    {GOOD "topic.a = t\ntopic.a.kafka. = x\n", "topic.a.kafka. needs the name"},
+    {GOOD "topic.a.kafka.client.id = x\n",
+     ":3: topic.a.kafka.client.id: there is no topic.a: add a line topic.a = TOPIC"},
+    {GOOD "topic.a = logging-traffic-topic\n",
+     ":3: topic.a = logging-traffic-topic: that is the same topic of the same brokers as default"},
+    {GOOD "topic.a = t\ntopic.b = t\ntopic.b.kafka.bootstrap.servers = x:1, LOCALHOST:9092\n",
+     ":4: topic.b = t: that is the same topic of the same brokers as a"},
+    {GOOD "topic.a = t\ninflight.size = 2090000\n",
+     "inflight.size is shared by 2 destinations"},
+    {GOOD "topic.a = t\ntopic.a.kafka.sasl.password = ${file:/nonexistent}\n",
+     "topic.a.kafka.sasl.password: /nonexistent cannot be read"},
     {GOOD "flush.tiem = 1s\n", ":3: unknown key \"flush.tiem\": did you mean \"flush.time\"?"},
     {GOOD "xyzzy = 1\n", "--help-config lists all keys"},
     {GOOD "topic = a\ntopic = a\n", ":4: topic is already set in line 3"},
@@ -307,6 +400,10 @@ int main(void) {
     Suite *s = suite_create("config");
     TCase *t = tcase_create("config");
     tcase_add_checked_fixture(t, setup, teardown);
+    tcase_add_test(t, a_destination_has_what_it_says_and_else_what_all_have);
+    tcase_add_test(t, without_destinations_nothing_has_a_name);
+    tcase_add_test(t, names_of_destinations_are_the_workers);
+    tcase_add_test(t, a_token_is_for_those_that_take_it);
     tcase_add_test(t, a_small_file_gets_all_defaults);
     tcase_add_test(t, every_key_is_taken);
     tcase_add_loop_test(t, a_mistake_is_named_with_its_place_and_its_remedy, 0,

@@ -1,0 +1,188 @@
+#include "sidecar/destination.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "sidecar/log.h"
+
+/* What the last of many producers that hang is still given to end. */
+#define STOP_LEAST_NS 100000000ll
+
+bool destination_has_kafka(const config *c) {
+    return config_kafka(c, "bootstrap.servers") != NULL;
+}
+
+/* ---- metrics ---- */
+
+static const metrics_destination *measure(void *owner, size_t i) {
+    destinations *ds = owner;
+    kafka_health h = {.reachable = true};
+    metrics_destination *m;
+    destination *d;
+
+    if (i >= ds->n) {
+        return NULL;
+    }
+    d = &ds->at[i];
+    m = &d->metrics;
+    if (d->kafka != NULL) {
+        kafka_look(d->kafka, &h);
+    }
+    m->cell[DESTINATION_READY] = d->kafka == NULL || kafka_ready(d->kafka);
+    m->cell[DESTINATION_REACHABLE] = h.reachable;
+    m->cell[DESTINATION_READABLE] =
+        d->kafka == NULL || kafka_readable(d->kafka);
+    m->cell[DESTINATION_CERTIFICATE_EXPIRY] = h.certificate_expiry_s;
+    m->cell[DESTINATION_TOKEN_EXPIRY] = h.token_expiry_s;
+    m->cell[DESTINATION_DOUBTS] = settle_doubts(d->settle);
+    return m;
+}
+
+/* ---- life ---- */
+
+static int open_one(destination *d, const config *c, size_t i, loop *l,
+                    const kafka_events *events, settle_verdict_cb settled,
+                    void *owner) {
+    d->config = c;
+    d->number = i;
+    d->owner = owner;
+    config_view(c, i, &d->view);
+    d->inflight_size = d->view.inflight_size;
+    TAILQ_INIT(&d->due);
+    if (d->view.destination != NULL) {
+        snprintf(d->to, sizeof(d->to), " to %s", d->view.destination);
+    }
+    d->metrics.name = config_destination_name(c, i);
+    d->metrics.topic = d->view.topic;
+    d->metrics.has_kafka = destination_has_kafka(&d->view);
+    if (!d->metrics.has_kafka) {
+        return 0;
+    }
+    d->kafka = kafka_new(&d->view, l, events, d);
+    if (d->kafka == NULL) {
+        return -1;
+    }
+    d->settle = settle_new(&d->view, l, d->kafka, settled, owner);
+    if (d->settle == NULL) {
+        log_error("out of memory");
+        return -1;
+    }
+    return 0;
+}
+
+destinations *destinations_open(const config *c, loop *l,
+                                const kafka_events *events,
+                                settle_verdict_cb settled, void *owner) {
+    size_t n = c->ndestinations + 1;
+    destinations *ds = calloc(1, sizeof(*ds) + n * sizeof(ds->at[0]));
+
+    if (ds == NULL) {
+        log_error("out of memory");
+        return NULL;
+    }
+    for (ds->n = 0; ds->n < n;) {
+        destination *d = &ds->at[ds->n++];
+
+        if (open_one(d, c, ds->n - 1, l, events, settled, owner) != 0) {
+            destinations_stop(ds, 0);
+            destinations_free(ds);
+            return NULL;
+        }
+    }
+    metrics_register_destinations(measure, ds);
+    return ds;
+}
+
+static int64_t clock_ns(void) {
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+void destinations_stop(destinations *ds, int64_t within_ns) {
+    int64_t until = clock_ns() + within_ns;
+
+    for (size_t i = 0; i < ds->n; i++) {
+        settle_stop(ds->at[i].settle);
+    }
+    for (size_t i = 0; i < ds->n; i++) {
+        int64_t left = until - clock_ns();
+
+        if (ds->at[i].kafka != NULL) {
+            kafka_free(ds->at[i].kafka,
+                       left > STOP_LEAST_NS ? left : STOP_LEAST_NS);
+            ds->at[i].kafka = NULL;
+        }
+    }
+}
+
+void destinations_free(destinations *ds) {
+    if (ds == NULL) {
+        return;
+    }
+    metrics_register_destinations(NULL, NULL);
+    for (size_t i = 0; i < ds->n; i++) {
+        settle_free(ds->at[i].settle);
+    }
+    free(ds);
+}
+
+void destinations_reload(destinations *ds) {
+    for (size_t i = 0; i < ds->n; i++) {
+        destination *d = &ds->at[i];
+
+        config_view(d->config, d->number, &d->view);
+        if (d->kafka != NULL) {
+            kafka_reload(d->kafka);
+        }
+    }
+}
+
+/* ---- questions ---- */
+
+destination *destinations_find(destinations *ds, const char *name) {
+    if (*name == '\0') {
+        return &ds->at[0];
+    }
+    for (size_t i = 0; i < ds->n; i++) {
+        if (strcmp(ds->at[i].metrics.name, name) == 0) {
+            return &ds->at[i];
+        }
+    }
+    return NULL;
+}
+
+bool destinations_ready(const destinations *ds, const char **why) {
+    static char text[640];
+
+    *why = "";
+    for (size_t i = 0; i < ds->n; i++) {
+        const destination *d = &ds->at[i];
+
+        if (d->kafka == NULL || kafka_ready(d->kafka)) {
+            continue;
+        }
+        *why = kafka_not_ready_why(d->kafka);
+        if (ds->n > 1) {
+            snprintf(text, sizeof(text), "%s: %s", d->metrics.name, *why);
+            *why = text;
+        }
+        return false;
+    }
+    return true;
+}
+
+bool destinations_idle(const destinations *ds) {
+    for (size_t i = 0; i < ds->n; i++) {
+        const destination *d = &ds->at[i];
+
+        if (!TAILQ_EMPTY(&d->due) || d->inflight != 0 ||
+            !settle_idle(d->settle)) {
+            return false;
+        }
+    }
+    return true;
+}

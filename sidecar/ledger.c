@@ -255,8 +255,8 @@ void ledger_discard(ledger *l, conn *c) {
     }
     conn_forget(c);
     c->slot_returned = true;
-    if (c->record != NULL && l->stopping) {
-        free_record(c->record); /* all reports have come */
+    if (c->record != NULL && (l->stopping || !c->record->out)) {
+        free_record(c->record); /* no report will come */
     }
     if (c->record != NULL) {
         c->mute = true;

@@ -2,11 +2,16 @@
 own role: what is in doubt when the sidecar dies is sent again, or not. Nothing outside
 of these counts is lost or doubled."""
 
+import re
+import threading
 import time
+import urllib.request
 
 import pytest
-from rig.process import BUILD
+from rig.process import BUILD, free_port
+from rig.status import wait_until
 
+from path.session import Session, settled
 from fault.test_resume import CONF, RENAMES, SETTLE, die_at, mortal, seeded
 
 pytestmark = pytest.mark.partitions(6)
@@ -99,3 +104,36 @@ def test_death_while_an_id_is_given_up(scene, writer):
         load.more(200)
     counts, verdict = finish(s, drop=False)
     assert counts.maybe_doubled > 0
+
+
+def test_a_client_that_waits_for_what_is_passed_over_learns_it(
+        stack, source, writer):
+    """It is forwarded at once, and not as if its record were durable."""
+    conf = {**writer.pop("sidecar_conf"), "settle.unreadable": "drop",
+            "metrics.listen": f"127.0.0.1:{free_port()}"}
+    s = stack(wait="mutating", sidecar_conf=conf, **{**writer, "workers": 1})
+    s.sidecar.process.wait_for_log("may not be read", 30)
+    with Session(s) as first, Session(s) as c:
+        first.request("POST", "/1", body=b"1")
+        s.wait_for_status(settled(1))
+        writer["broker"].pause()
+        try:
+            waiter = threading.Thread(
+                target=lambda: c.request("POST", "/2", body=b"2"))
+            waiter.start()
+            wait_until(lambda: metric(conf, "inflight_records") == 1)
+            s.sidecar.kill9()
+        finally:
+            writer["broker"].resume()
+        s.sidecar.start()
+        waiter.join(30)
+        total = s.wait_for_status(settled(2))["total"]
+    assert total["lost"]["maybe_lost"] == 1
+    assert (total["waits"]["acked"], total["waits"]["lost"]) == (1, 1)
+    assert total["maybe_doubled"] == 0
+
+
+def metric(conf, name):
+    url = f"http://{conf['metrics.listen']}/metrics"
+    with urllib.request.urlopen(url, timeout=5) as r:
+        return int(re.search(rf"^capture_{name} (\d+)$", r.read().decode(), re.M)[1])

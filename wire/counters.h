@@ -57,7 +57,7 @@
       "the worker's memory broke the link's rules")                            \
     X(INTERNAL, 41, LOST, "internal", "out of memory, or a bug; see the log")  \
     X(NO_TOPIC, 42, LOST, "no_topic",                                          \
-      "capture_topic names a destination that the sidecar does not permit")  \
+      "capture_topic names a destination that the sidecar does not permit")    \
     X(PINNED, 43, LOST, "pinned",                                              \
       "Kafka took nothing of its connection, whose bytes filled the memory, "  \
       "and much of others meanwhile")

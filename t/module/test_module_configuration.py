@@ -96,6 +96,7 @@ BAD_VALUES = {
     "capture_redact_key": ("/nonexistent", True),
     "capture_sidecar": ("/tmp/x", True),
     "capture_status": ("maybe", False),
+    "capture_topic": ("a/b", False),
     "capture_wait": ("maybe", False),
     "capture_wait_timeout": ("soon", False),
 }

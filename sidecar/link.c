@@ -614,7 +614,7 @@ static const char *map_orphan(peer *p, int fd, bool in_file) {
     if (p->pool == NULL) {
         return why;
     }
-    if (in_file) {
+    if (in_file && p->links->spool != NULL) {
         pool_file_charge(p->pool, p->links->spool);
         metrics_cell[METRIC_POOLS_FILED]++;
     }

@@ -636,6 +636,7 @@ START_TEST(an_orphan_is_read_to_the_end_and_its_connections_are_closed) {
     ck_assert_uint_eq(sum.reason[CAP_RESPONSE] + sum.reason[CAP_WORKER_EXIT],
                       1);
 
+    atomic_store(&w->header->retired, 0);
     atomic_store(&w->header->owner_generation, CAP_POOL_WITHDRAWN);
     ck_assert_int_eq(links_adopt_orphan(ls, w->fd, &why), -1);
     ck_assert_str_eq(why, "its worker has given this pool up already");

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "sidecar/kafka_internal.h"
+#include "sidecar/kafka_token.h"
 
 #define TURN_MESSAGES 4096
 
@@ -53,6 +54,7 @@ kafka_reader *kafka_reader_new(kafka *k, kafka_read_cb cb, void *owner) {
         free(r);
         return NULL;
     }
+    kafka_token_begin(k->c, r->rk);
     r->rkt = rd_kafka_topic_new(r->rk, k->c->topic, NULL);
     r->queue = rd_kafka_queue_new(r->rk);
     r->io.ready = on_ready;

@@ -63,6 +63,14 @@ class Probe:
         line = self.wait("done ", timeout, start)
         return {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", line)}
 
+    def read(self, partition, timeout=30):
+        """How many records are there."""
+        start = len(self.lines)
+        self.say(f"read {partition}")
+        line = self.wait(f"read {partition} ", timeout, start)
+        assert "records=" in line, line
+        return int(line.rpartition("=")[2])
+
     def close(self):
         if self.process.poll() is None:
             self.say("free 1000")

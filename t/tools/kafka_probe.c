@@ -9,6 +9,8 @@
  *   partition KEY        `partition N end E`
  *   text FILE            records are pieces of it, one after another, instead of
  *                        all the same
+ *   read PARTITION       as settlement reads: `read PARTITION records=N`, or
+ *                        `read PARTITION failed: WHY`
  *   reload               what HUP does
  *   free MILLISECONDS    kafka_free within that time, and the end
  */
@@ -49,6 +51,8 @@ typedef struct {
     int64_t cpu_us, wall_us;
     uint64_t to_make;
     uint32_t *latency_us; /* of each acknowledged one */
+    kafka_reader *reader;
+    uint64_t seen; /* by it */
 } probe;
 
 static int64_t cpu_us(void) {
@@ -173,8 +177,38 @@ static void read_text(probe *p, const char *file) {
     fclose(in);
 }
 
+static void on_read(void *owner, int32_t partition, kafka_read what,
+                    int64_t offset, const void *value, size_t len,
+                    const char *why) {
+    probe *p = owner;
+    (void)offset;
+    (void)value;
+    (void)len;
+    if (what == KAFKA_READ_RECORD) {
+        p->seen++;
+        return;
+    }
+    if (what == KAFKA_READ_END) {
+        kafka_reader_stop(p->reader, partition);
+        printf("read %" PRId32 " records=%" PRIu64 "\n", partition, p->seen);
+    } else {
+        printf("read %" PRId32 " failed: %s\n", partition, why);
+    }
+    fflush(stdout);
+}
+
+static void read_partition(probe *p, int32_t partition) {
+    if (p->reader == NULL)
+        p->reader = kafka_reader_new(p->k, on_read, p);
+    p->seen = 0;
+    if (p->reader == NULL ||
+        kafka_reader_start(p->reader, partition, KAFKA_READ_BEGINNING) != 0)
+        log_error("probe: partition %" PRId32 " cannot be read", partition);
+}
+
 static void command(probe *p, const char *line) {
     uint64_t count, ms, n;
+    int32_t partition;
     size_t size;
     char key[64], file[200];
     if (sscanf(line, "produce %" SCNu64 " %zu", &count, &size) == 2) {
@@ -187,6 +221,8 @@ static void command(probe *p, const char *line) {
         printf("partition %" PRId32 " end %" PRId64 "\n", n,
                kafka_known_end(p->k, n));
         fflush(stdout);
+    } else if (sscanf(line, "read %" SCNd32, &partition) == 1) {
+        read_partition(p, partition);
     } else if (sscanf(line, "text %199s", file) == 1) {
         read_text(p, file);
     } else if (strcmp(line, "reload") == 0) {
@@ -243,6 +279,8 @@ int main(int argc, char **argv) {
         return 1;
     loop_run(p.l, before_sleep, &p);
     int64_t began = wall_us();
+    if (p.reader != NULL)
+        kafka_reader_free(p.reader);
     kafka_free(p.k, p.within_ns);
     printf("freed open=%" PRIu64 " wall_us=%" PRId64 "\n", p.open,
            wall_us() - began);

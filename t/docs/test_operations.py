@@ -36,7 +36,7 @@ tail -n 1 {log}
 """
 
 # what was in nginx.conf before, in the places where the page has "..."
-MAIN = "events {{ }}\npid nginx.pid;\n{user}{env}"
+MAIN = "events {{ }}\ndaemon off;\npid nginx.pid;\n{user}{env}"
 HTTP = """
     access_log access.log;
     client_body_temp_path temp/client;

@@ -1,6 +1,7 @@
 """docs/operations.md, walked through as a new user would: two nodes that serve
 without capture at first, and every command of the page as it stands there."""
 
+import contextlib
 import grp
 import os
 import threading
@@ -120,14 +121,12 @@ class Node:
 @pytest.fixture
 def nodes(workdir, broker, topic, source):
     broker.start()
-    made = []
-    try:
+    with contextlib.ExitStack() as stack:
+        made = []
         for n in "12":
             made.append(Node(f"{workdir}/n{n}", broker, topic, source))
+            stack.callback(made[-1].close)
         yield made
-    finally:
-        for node in made:
-            node.close()
 
 
 def seen(node):
@@ -165,6 +164,8 @@ def test_a_migration_from_the_first_command_to_the_last(nodes, workdir, broker,
         node.add_to_nginx(lines)
         assert "is successful" in node.shell.run(reload)
     for node in nodes:
+        # until then the old worker may take a connection, and not capture it
+        node.nginx.wait_for_log("gracefully shutting down", 30)
         wait_until(lambda: all(w["linked"] for w in capture_status(
             node.port)["workers"]) and capture_status(node.port)["workers"], 30,
             "the links")

@@ -60,7 +60,7 @@ FROM ${DEBIAN} AS sidecar
 RUN apt-get -q update \
     && apt-get -q install -y --no-install-recommends \
         ca-certificates libcjson1 libcurl4t64 libjansson4 libmicrohttpd12t64 \
-        libpcre2-8-0 librdkafka1 zlib1g \
+        libpcre2-8-0 librdkafka1 libsqlite3-0 zlib1g \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --system --gid 1000 capture \
     && useradd --system --uid 1000 --gid capture --no-create-home \
@@ -89,7 +89,7 @@ RUN apt-get -q update \
     && apt-get -q install -y --no-install-recommends \
         ca-certificates nginx openssl \
         libcjson1 libcurl4t64 libjansson4 libmicrohttpd12t64 libpcre2-8-0 \
-        librdkafka1 zlib1g \
+        librdkafka1 libsqlite3-0 zlib1g \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --system --gid 1000 capture \
     && useradd --system --uid 1000 --gid capture --no-create-home \

@@ -70,8 +70,8 @@ UNITS := $(patsubst t/unit/%.c,$(BUILD)/unit/%,$(wildcard t/unit/test_*.c))
 OBJ := $(BUILD)/obj
 objects = $(patsubst %.c,$(OBJ)/%.o,$(1))
 
-LIBS := $(RDKAFKA_LIBS) -lmicrohttpd -ljansson -lcurl -lssl -lcrypto -lz -lm \
-    -lpthread
+LIBS := $(RDKAFKA_LIBS) -lmicrohttpd -ljansson -lsqlite3 -lcurl -lssl -lcrypto -lz \
+    -lm -lpthread
 
 .PHONY: all module sidecar launcher tools man unit check asan asan-check \
     kill-points kill-points-check install clean distclean help
@@ -176,10 +176,13 @@ asan-check:
 	+$(MAKE) $(ASAN) check
 
 DEATH := build/kill-points/unit/test_death
+HOST_DEATH := build/kill-points/unit/test_journal
 kill-points:
-	+$(MAKE) BUILD=build/kill-points KILL_POINTS=1 sidecar $(DEATH)
+	+$(MAKE) BUILD=build/kill-points KILL_POINTS=1 sidecar $(DEATH) \
+	    $(HOST_DEATH)
 kill-points-check: kill-points
 	CK_TIMEOUT_MULTIPLIER=5 timeout 300 $(DEATH)
+	CK_TIMEOUT_MULTIPLIER=5 timeout 300 $(HOST_DEATH)
 
 install: all
 	install -D -m 755 $(BUILD)/capture-sidecar \

@@ -329,14 +329,15 @@ ngx_http_capture_finish(ngx_http_capture_ctx_t *ctx, ngx_uint_t type,
 
 
 /*
- * Whether the sidecar has said that all up to `seq` is durable: NGX_OK,
+ * Whether the sidecar has said that all up to `seq` is durable, in Kafka or,
+ * where that is enough, on its disk: NGX_OK,
  * NGX_AGAIN, or NGX_DECLINED where it never will.
  */
 
 ngx_int_t
 ngx_http_capture_acked(ngx_http_capture_ctx_t *ctx, uint64_t seq)
 {
-    uint64_t                  acked;
+    uint64_t                  acked, synced;
     cap_slot                 *slot;
     ngx_http_capture_pool_t  *pool;
 
@@ -350,9 +351,10 @@ ngx_http_capture_acked(ngx_http_capture_ctx_t *ctx, uint64_t seq)
 
     slot = cap_slot_at(pool->base, &pool->geo, ctx->frame.slot);
     acked = atomic_load_explicit(&slot->acked, memory_order_acquire);
+    synced = atomic_load_explicit(&slot->synced, memory_order_acquire);
 
     if (CAP_ACKED_SEQ(acked) < seq) {
-        return NGX_AGAIN;
+        return (synced >= seq) ? NGX_OK : NGX_AGAIN;
     }
 
     /* who asks, asks for the exchange that is open there */

@@ -815,6 +815,7 @@ ngx_http_capture_pool_take_slot(ngx_http_capture_pool_t *pool,
     slot->taken_seq = pool->seq;
     atomic_store_explicit(&slot->acked, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->acked_bytes, 0, memory_order_relaxed);
+    atomic_store_explicit(&slot->synced, 0, memory_order_relaxed);
 
     pool->slot_id[i] = ++pool->ids;
 

@@ -437,6 +437,7 @@ static const char *adopt_slot(assemble *a, uint32_t slot) {
     if (!restore(c, s, acked)) {
         return "out of memory";
     }
+    ledger_adopt(a->ledger, c);
     if (!numbers_are_good(c)) {
         return "a slot's counts are impossible";
     }
@@ -737,8 +738,10 @@ static void on_eom(assemble *a, conn *c, frame_ref *r) {
     if (r->flags & CAP_FRAME_WAIT) {
         c->waits = true;
         flush(a, c);
+        ledger_put(a->ledger, c);
     } else {
         queued(a, c);
+        ledger_put_more(a->ledger, c, CAP_FRAME_EOM);
     }
 }
 
@@ -746,6 +749,7 @@ static void on_hold(assemble *a, conn *c, frame_ref *r) {
     conn_append(c, r);
     c->waits = true;
     flush(a, c);
+    ledger_put(a->ledger, c);
 }
 
 static void on_end(assemble *a, conn *c, frame_ref *r) {
@@ -765,11 +769,13 @@ static void on_drop(assemble *a, conn *c, frame_ref *r) {
         r->type = CAP_FRAME_PAD;
         r->flags |= CONN_FRAME_COUNTS;
         conn_append(c, r);
+        ledger_put_more(a->ledger, c, CAP_FRAME_DROP);
         flush(a, c); /* what was due with it is due now */
         return;
     }
     conn_withdraw_eom(c);
     conn_append(c, r);
+    ledger_put_more(a->ledger, c, CAP_FRAME_DROP);
     if (c->waits) {
         queued(a, c);
     } else {

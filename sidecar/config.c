@@ -97,8 +97,12 @@
       "Pod Identity; instance: EC2 metadata, version 2.")                                         \
     X("aws.profile", aws_profile, TEXT, NULL, 0, 0, NULL,                                         \
       "The section of the profile file. Default: AWS_PROFILE, or default.")                       \
-    X("durability", listen, DURABILITY, "kafka", 0, 0, "kafka",                                   \
-      "kafka: a record is durable when all in-sync replicas have it.")                            \
+    X("durability", durability_disk, CHOICE, "kafka", 0, 0, "kafka|disk",                         \
+      "What ends a wait (capture_wait). kafka: all in-sync replicas have the record. disk: the "  \
+      "request is in the journal below spool.path, and synced (delivery.md).")                    \
+    X("journal.size", journal_size, SIZE, "64m", M, 4 * G, NULL,                                  \
+      "For durability = disk: what the journal holds at most of bytes that Kafka has not "        \
+      "acknowledged. Beyond it requests wait for Kafka.")                                         \
     X("spool.path", spool_path, PATH, NULL, 0, 0, NULL,                                           \
       "A directory of the sidecar's own on a disk: blocks of the workers' memory go there when "  \
       "Kafka is slow or away. Default: none; then memory is the only buffer.")                    \
@@ -440,19 +444,13 @@ static int parse_choice(const key *k, const char *value, complaint *why) {
     return refuse(why, "choose one of: %s", k->choices);
 }
 
-static int parse_durability(const key *k, const char *value, complaint *why) {
-    if (strcmp(value, "disk") == 0)
-        return refuse(why,
-                      "durability by the spool is not built yet: use kafka");
-    return parse_choice(k, value, why) == -1 ? -1 : 0;
-}
-
 static int store_choice(const key *k, const char *value, void *field,
                         complaint *why) {
     int index = parse_choice(k, value, why);
     if (index == -1)
         return -1;
-    if (k->offset == offsetof(config, export_protocap))
+    if (k->offset == offsetof(config, export_protocap) ||
+        k->offset == offsetof(config, durability_disk))
         *(bool *)field = index == 1;
     else
         *(int *)field = index;
@@ -491,8 +489,6 @@ static int store(config *c, const key *k, char *value, complaint *why) {
         return store_choice(k, value, field, why);
     case CONFIG_HEADERS:
         return parse_headers(value, field, why);
-    case CONFIG_DURABILITY:
-        return parse_durability(k, value, why);
     case CONFIG_LATER:
         return refuse(why, "this key is not built yet: leave it out");
     }
@@ -760,6 +756,9 @@ static void check_whole(reader *r) {
         mistake_in_whole(
             r,
             "inflight.size is less than record.size: no record could be sent");
+    if (c->durability_disk && c->spool_path == NULL)
+        mistake_in_whole(r, "durability = disk needs a directory on a disk: "
+                            "set spool.path, or leave durability out");
     check_token(r);
     if (r->mistakes == 0) /* the parts are there */
         r->mistakes += config_destination_check(c, r->file, r->err);
@@ -838,14 +837,21 @@ void config_free(config *c) {
 /* help, made from the table */
 
 static const char *const type_names[] = {
-    [CONFIG_SOCKET] = "unix:/path",  [CONFIG_TEXT] = "text",
-    [CONFIG_PATH] = "absolute path", [CONFIG_ADDRESS] = "host:port",
-    [CONFIG_SIZE] = "size",          [CONFIG_TIME] = "time",
-    [CONFIG_MODE] = "octal mode",    [CONFIG_USER] = "user",
-    [CONFIG_GROUP] = "group",        [CONFIG_UIDS] = "users",
-    [CONFIG_CHOICE] = "choice",      [CONFIG_TOPIC] = "name",
-    [CONFIG_DURABILITY] = "choice",  [CONFIG_LATER] = "-",
-    [CONFIG_REGION] = "region",      [CONFIG_URL] = "URL",
+    [CONFIG_SOCKET] = "unix:/path",
+    [CONFIG_TEXT] = "text",
+    [CONFIG_PATH] = "absolute path",
+    [CONFIG_ADDRESS] = "host:port",
+    [CONFIG_SIZE] = "size",
+    [CONFIG_TIME] = "time",
+    [CONFIG_MODE] = "octal mode",
+    [CONFIG_USER] = "user",
+    [CONFIG_GROUP] = "group",
+    [CONFIG_UIDS] = "users",
+    [CONFIG_CHOICE] = "choice",
+    [CONFIG_TOPIC] = "name",
+    [CONFIG_LATER] = "-",
+    [CONFIG_REGION] = "region",
+    [CONFIG_URL] = "URL",
     [CONFIG_HEADERS] = "headers",
 };
 

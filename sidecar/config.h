@@ -34,8 +34,7 @@ enum config_type {
     CONFIG_REGION,  /* AWS's */
     CONFIG_URL,     /* http:// or https://, without user and query */
     CONFIG_HEADERS, /* name=value,name=value; a secret */
-    CONFIG_DURABILITY,
-    CONFIG_LATER /* known, and refused: not built yet */
+    CONFIG_LATER    /* known, and refused: not built yet */
 };
 
 enum config_token_source {
@@ -106,6 +105,8 @@ typedef struct {
     int settle_drop;        /* settle.unreadable = drop (else: resend) */
     char *spool_path;       /* NULL: none */
     uint64_t spool_size;    /* default 1g */
+    bool durability_disk;   /* durability = disk (else: kafka) */
+    uint64_t journal_size;  /* bytes of frames; default 64m */
     int64_t drain_time;     /* TERM: default 10s */
     int log_level;
     int log_format;        /* as log.h's */

@@ -47,6 +47,7 @@ enum conn_phase {
 
 struct ledger_record;
 struct destination;
+struct journal_conn;
 
 typedef struct conn {
     pool *pool;
@@ -115,11 +116,15 @@ typedef struct conn {
     cap_intent *adopted;        /* what its last owner left, until it goes on */
     struct settle_doubt *doubt; /* being looked for, or NULL */
 
+    struct journal_conn *journal; /* what the journal has of it, or NULL */
+    bool puts_late; /* for the journal, when what `adopted` says is read */
+
     bool slot_returned; /* abandoned: the slot may be another's now */
     bool mute;          /* nothing may be sent for it any more */
 
     bool is_timed; /* assemble's: due by itself at due_ns */
     bool is_due;   /* the ledger's: has a record to send */
+    bool is_gated; /* as well: its record waits for the journal (by `due`) */
     int64_t due_ns;
     TAILQ_ENTRY(conn) timed;
     TAILQ_ENTRY(conn) due;

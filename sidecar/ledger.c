@@ -7,6 +7,7 @@
 #include "sidecar/destination.h"
 #include "sidecar/encode.h"
 #include "sidecar/export.h"
+#include "sidecar/journal.h"
 #include "sidecar/log.h"
 #include "sidecar/metrics.h"
 #include "sidecar/step.h"
@@ -44,6 +45,8 @@ typedef struct ledger_record {
 struct ledger {
     loop *loop;
     destinations *destinations;
+    journal *journal;       /* or NULL */
+    struct conn_list gated; /* until its next commit; by `due` */
     export_file *export;
     const ledger_events *events;
     size_t record_size;
@@ -88,6 +91,7 @@ ledger *ledger_new(const config *c, loop *loop, const ledger_events *ev) {
     l->resend = c->settle_drop == 0;
     l->pinned_ns = c->pinned_time;
     metrics_cell[METRIC_INFLIGHT_LIMIT] = c->inflight_size;
+    TAILQ_INIT(&l->gated);
     if (c->export_path != NULL) {
         l->export = export_open(c);
         if (l->export == NULL) {
@@ -159,6 +163,10 @@ static void ready(void *owner, bool is_ready) {
     (void)is_ready;
 }
 
+void ledger_use_journal(ledger *l, journal *j) {
+    l->journal = j;
+}
+
 /* ---- the lines of those that are due ---- */
 
 static void count_due(conn *c, bool is_due) {
@@ -190,8 +198,70 @@ static void unlist(conn *c) {
     }
 }
 
+/* ---- the journal, where there is one ---- */
+
+/* Not while frames of a record in doubt are still to be read: the journal has
+   the intent with them. */
+void ledger_put(ledger *l, conn *c) {
+    if (l->journal != NULL && c->adopted != NULL) {
+        c->puts_late = true;
+    } else if (l->journal != NULL) {
+        journal_put(l->journal, c);
+    }
+}
+
+void ledger_put_more(ledger *l, conn *c, enum cap_frame_type type) {
+    if (c->journal != NULL && c->adopted == NULL) {
+        journal_put_more(l->journal, c, type);
+    }
+}
+
+void ledger_adopt(ledger *l, conn *c) {
+    if (l->journal != NULL) {
+        journal_adopt_conn(l->journal, c);
+    }
+}
+
+static void leave_gate(ledger *l, conn *c) {
+    if (c->is_gated) {
+        c->is_gated = false;
+        TAILQ_REMOVE(&l->gated, c, due);
+    }
+}
+
+static void leave_journal(ledger *l, conn *c) {
+    leave_gate(l, c);
+    if (l->journal != NULL) {
+        journal_leave(l->journal, c);
+    }
+}
+
+/* Whether c's record may go; else it waits until then. */
+static bool passes_gate(ledger *l, conn *c) {
+    const ledger_record *r = c->record;
+
+    if (l->journal == NULL ||
+        journal_allows(l->journal, c, r->number, r->span.last)) {
+        return true;
+    }
+    c->is_gated = true;
+    TAILQ_INSERT_TAIL(&l->gated, c, due);
+    return false;
+}
+
+void ledger_ungate(ledger *l) {
+    conn *c;
+
+    while ((c = TAILQ_LAST(&l->gated, conn_list)) != NULL) {
+        TAILQ_REMOVE(&l->gated, c, due);
+        c->is_gated = false;
+        enlist_first(c);
+    }
+}
+
 static void close_conn(ledger *l, conn *c) {
     unlist(c);
+    leave_journal(l, c);
     if (!c->slot_returned) {
         pool_return_slot(c->pool, c->slot, c->generation);
         c->slot_returned = true;
@@ -226,6 +296,9 @@ static void show_slot(const conn *c) {
 
 /* No record of `c` is unacknowledged: what becomes of the connection? */
 static void go_on(ledger *l, conn *c) {
+    if (l->journal != NULL) {
+        journal_acked(l->journal, c);
+    }
     conn_release(c);
     step(STEP_RELEASED);
     if (c->acked_end) {
@@ -250,6 +323,7 @@ void ledger_flush(ledger *l, conn *c) {
 
 void ledger_discard(ledger *l, conn *c) {
     unlist(c);
+    leave_journal(l, c);
     if (c->destination != NULL) {
         settle_forget(c->destination->settle, c);
     }
@@ -408,6 +482,10 @@ static void abandon(ledger *l, conn *c, unsigned reason, unsigned with_eom,
     frame_ref *end = NULL;
 
     unlist(c);
+    leave_gate(l, c);
+    if (l->journal != NULL) {
+        journal_forget(l->journal, c);
+    }
     pool_ending(c->pool, reason, UINT32_MAX);
     step(STEP_ABANDON_ENDING);
     if (!c->slot_returned) {
@@ -434,6 +512,7 @@ static void abandon(ledger *l, conn *c, unsigned reason, unsigned with_eom,
         free_record(c->record);
     }
     if (c->record != NULL) {
+        leave_journal(l, c);
         c->mute = true; /* until its report */
         return;
     }
@@ -611,6 +690,9 @@ static void carry_out(ledger *l, conn *c, uint64_t from_seq, uint32_t renames) {
     show_slot(c);
     intent_done(c);
     conn_mark(c);
+    if (l->journal != NULL) {
+        journal_renamed(l->journal, c);
+    }
     go_on(l, c);
 }
 
@@ -693,6 +775,10 @@ void ledger_resume(ledger *l, conn *c) {
         resume_nowhere(l, c, i);
         free(i);
         return;
+    }
+    if (c->puts_late) {
+        c->puts_late = false;
+        ledger_put(l, c);
     }
     if (i == NULL) {
         c->held = false;
@@ -879,6 +965,9 @@ static bool send_one(ledger *l, conn *c) {
         }
     }
     unlist(c);
+    if (!passes_gate(l, c)) {
+        return true;
+    }
     if (hand_over(l, c->record) != 0) {
         enlist_first(c);
         return false;

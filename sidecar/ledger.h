@@ -37,6 +37,7 @@
 #include "sidecar/loop.h"
 
 typedef struct ledger ledger;
+typedef struct journal journal;
 
 typedef struct {
     /* Its slot has been returned although the worker did not end it: frames
@@ -48,6 +49,22 @@ typedef struct {
 
 /* Opens Kafka and the export as configured.  NULL after a line in the log. */
 ledger *ledger_new(const config *c, loop *l, const ledger_events *events);
+
+/* With durability = disk (journal.h); before any connection. */
+void ledger_use_journal(ledger *l, journal *j);
+
+/* The journal has committed: records that had to wait are due again. */
+void ledger_ungate(ledger *l);
+
+/* A client waits for what is queued in `c`. */
+void ledger_put(ledger *l, conn *c);
+
+/* Of a request that was put: its endOfMessage, written at its release, or that
+   it is dropped after all. */
+void ledger_put_more(ledger *l, conn *c, enum cap_frame_type type);
+
+/* `c` is one that another owner of its pool had; its slot is restored. */
+void ledger_adopt(ledger *l, conn *c);
 
 /* Whether `c` names a broker for its default destination. */
 bool ledger_has_kafka(const config *c);

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "sidecar/journal.h"
 #include "sidecar/log.h"
 #include "sidecar/pool.h"
 #include "sidecar/pool_file.h"
@@ -72,6 +73,7 @@ struct links {
     ledger *ledger;
     spool *spool;     /* or NULL */
     keeper *keeper;   /* or NULL */
+    journal *journal; /* or NULL */
     loop_io listener; /* fd -1: closed */
     loop_timer accept_again;
     int lock;
@@ -553,6 +555,12 @@ static const char *adopt(peer *p) {
     const char *why;
 
     step(STEP_OWNED);
+    if (p->links->journal != NULL) {
+        why = journal_adopt_pool(p->links->journal, p->pool);
+        if (why != NULL) {
+            return why;
+        }
+    }
     why = pool_adopt(p->pool);
     if (why == NULL) {
         step(STEP_ADOPT_BLOCKS);
@@ -1145,6 +1153,10 @@ links *links_open_kept(const config *c, loop *l, ledger *lg, spool *s,
         return NULL;
     }
     return ls;
+}
+
+void links_use_journal(links *ls, journal *j) {
+    ls->journal = j;
 }
 
 static void stop_listening(links *ls) {

@@ -34,6 +34,9 @@ typedef struct links links;
  */
 links *links_open(const config *c, loop *l, ledger *lg, spool *s);
 
+/* With durability = disk (journal.h); before the loop runs. */
+void links_use_journal(links *ls, journal *j);
+
 /*
  * The same; `k` keeps the socket, so that workers can come while there is no
  * sidecar, and every pool's memory, until it is retired.

@@ -21,6 +21,7 @@
 
 #include "sidecar/assemble.h"
 #include "sidecar/config.h"
+#include "sidecar/journal.h"
 #include "sidecar/kafka.h"
 #include "sidecar/ledger.h"
 #include "sidecar/link.h"
@@ -48,6 +49,7 @@ typedef struct {
     keeper *keeper;
     totals *totals;
     orphans *orphans;
+    journal *journal; /* or NULL */
     loop_io signals;
     loop_timer drain;
     bool draining;
@@ -157,6 +159,9 @@ static int64_t before_sleep(void *owner) {
 
     ledger_pump(s->ledger);
     links_retire(s->links);
+    if (s->journal != NULL) {
+        journal_turn(s->journal);
+    }
     if (s->draining && ledger_idle(s->ledger) && links_settled(s->links)) {
         loop_stop(s->loop);
     }
@@ -164,6 +169,29 @@ static int64_t before_sleep(void *owner) {
 }
 
 /* ---- start and stop ---- */
+
+static void committed(void *owner) {
+    ledger_ungate(((sidecar *)owner)->ledger);
+}
+
+static int recovered(void *owner, int fd, const char **why) {
+    return links_adopt_orphan(((sidecar *)owner)->links, fd, why);
+}
+
+/* Only where there is a directory for it. */
+static int start_journal(sidecar *s) {
+    static const journal_events events = {committed, recovered};
+
+    if (s->config.spool_path == NULL) {
+        return 0;
+    }
+    if (journal_open(&s->journal, &s->config, s->loop, &events, s) != 0) {
+        return -1;
+    }
+    ledger_use_journal(s->ledger, s->journal);
+    links_use_journal(s->links, s->journal);
+    return 0;
+}
 
 static bool is_ready(void *owner, const char **why) {
     return ledger_ready(((sidecar *)owner)->ledger, why);
@@ -205,7 +233,7 @@ static int start(sidecar *s) {
         }
     }
     s->links = links_open_kept(c, s->loop, s->ledger, s->spool, s->keeper);
-    if (s->links == NULL) {
+    if (s->links == NULL || start_journal(s) != 0) {
         return -1;
     }
     s->totals = totals_open(s->spool, s->keeper);
@@ -267,6 +295,7 @@ static void stop(sidecar *s) {
     if (s->links != NULL) {
         links_close(s->links);
     }
+    journal_close(s->journal);
     totals_close(s->totals);
     keeper_close(s->keeper);
     if (s->ledger != NULL) {

@@ -60,6 +60,23 @@
       "times that a block found no room in the spool")                         \
     X(SPOOL_DAMAGED, "spool_damaged_blocks_total", counter,                    \
       "blocks in the spool whose checksum was wrong")                          \
+    X(JOURNAL_BYTES, "journal_bytes", gauge,                                   \
+      "frames in the journal (durability = disk) that Kafka has not "          \
+      "acknowledged")                                                          \
+    X(JOURNAL_PUTS, "journal_waits_total", counter,                            \
+      "times that frames a client waits for were given to the journal")        \
+    X(JOURNAL_COMMITS, "journal_commits_total", counter,                       \
+      "groups that were written and synced")                                   \
+    X(JOURNAL_FULL, "journal_skipped_total", counter,                          \
+      "times that they were not: no room, or the disk cannot be written; "     \
+      "these requests wait for Kafka")                                         \
+    X(JOURNAL_FAILED, "journal_failed_total", counter,                         \
+      "times that the journal could not be opened or written")                 \
+    X(JOURNAL_DAMAGED, "journal_damaged_total", counter,                       \
+      "files that were set aside, and connections that could not be read")     \
+    X(RECOVERED, "recovered_exchanges_total", counter,                         \
+      "exchanges found in the journal, of workers whose memory is gone: "      \
+      "they are in seen and its classes, too")                                 \
     X(POOL_FULLEST, "pool_fullest_ratio", milli,                               \
       "share of its blocks that the fullest pool uses, 0 to 1")                \
     X(POOL_OLDEST, "pool_oldest_seconds", milli,                               \
@@ -124,6 +141,8 @@
     X(RECORD_SIZE, "record_size_bytes", SIZE, "bytes of a record")             \
     X(DELIVERY, "delivery_seconds", TIME,                                      \
       "from handing a record to Kafka until its acknowledgement")              \
+    X(JOURNAL, "journal_commit_seconds", TIME,                                 \
+      "what a group's commit took, the disk's sync included")                  \
     X(REQUEST, "request_seconds", TIME,                                        \
       "from a request's first bytes to its end")                               \
     X(RESPONSE, "response_seconds", TIME,                                      \

@@ -115,6 +115,8 @@ typedef struct pool {
     uint32_t at, end;
     uint32_t published;
 
+    uint64_t journal_commit; /* the journal's: before it nothing is sent */
+
     spool *spool;     /* or NULL */
     bool left;        /* to a successor: nothing is given back or released */
     bool in_file;     /* pool_file.h */

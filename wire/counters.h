@@ -72,7 +72,9 @@
  */
 #define CAP_WAITS(X)                                                           \
     X(HELD, 0, "held", "requests that were held")                              \
-    X(ACKED, 1, "acked", "released because their record was durable")          \
+    X(ACKED, 1, "acked",                                                       \
+      "released because their record was durable, or on the disk "             \
+      "(durability = disk)")                                                   \
     X(TIMED_OUT, 2, "timed_out", "not durable within capture_wait_timeout")    \
     X(LOST, 3, "lost", "released because their record never will be durable")  \
     X(LEFT, 4, "left", "ended by NGINX or by their client while held")         \

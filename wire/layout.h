@@ -167,7 +167,10 @@ typedef struct {
     uint32_t renames; /* 0: `id` is the connectionId; else with .N behind it */
     int64_t last_offset; /* of its last acknowledged record; -1 unknown */
     uint64_t taken_seq;  /* the worker's: frames of it are later than this */
-    uint64_t spare2[5];
+    /* the last frame that is on the sidecar's disk (durability = disk): who
+       waits for it need not wait for Kafka */
+    _Atomic uint64_t synced;
+    uint64_t spare2[4];
 } cap_slot;
 
 /* flags of cap_slot.acked */

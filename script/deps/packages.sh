@@ -9,6 +9,8 @@ BUILD_PACKAGES=(
     libcurl4-openssl-dev libsasl2-dev libzstd-dev liblz4-dev
     # the sidecar's metrics and tokens, and capturectl's JSON
     libmicrohttpd-dev libjansson-dev libcjson-dev
+    # its journal
+    libsqlite3-dev
     # fetching and checking source packages
     dpkg-dev debian-archive-keyring
 )

@@ -397,6 +397,15 @@ class Link:
         at = self.slots_at + c.slot * SLOT_SIZE
         self.u64[(at + 72) >> 3] = c.seq << 8       # acked
 
+    def sync(self):
+        """All that was read is on the sidecar's disk, and not acknowledged."""
+        with self.lock:
+            for c in self.connections.values():
+                if not c.end:
+                    at = self.slots_at + c.slot * SLOT_SIZE
+                    self.u64[(at + 120) >> 3] = c.seq       # synced
+        self.ring()
+
     def acknowledge(self, *connections, more=True):
         """Where `ack` is off: all that was read is durable, or of these
         connections alone. `more`: so is what comes from now on."""

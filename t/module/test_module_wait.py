@@ -124,6 +124,25 @@ SUBREQUESTS = """
 """
 
 
+@pytest.mark.parametrize("refuse", [False, True])
+def test_what_is_on_the_sidecars_disk_is_let_go(held, source, durable, refuse):
+    """Not acknowledged by Kafka yet; and what is not on the disk is held."""
+    r = held("capture_on_failure refuse;" if refuse else "")
+    for i in range(3):
+        c = r.client()
+        c.send(build_request("POST", f"/{i}", HOST, body=b"x"))
+        holds(r, 1)
+        assert len(source.requests) == i
+        durable.said.set()
+        r.link.sync()
+        assert c.receive("POST").status == 200
+        waiting(r, held=i + 1, acked=i + 1)
+        durable.said.clear()
+        c.close()
+    r.link.acknowledge()
+    assert all(x.complete for x in r.exchanges(3))
+
+
 @pytest.mark.parametrize("how", LOCATIONS)
 def test_nothing_is_complete_at_the_source_while_it_is_held(
         held, source, durable, how):

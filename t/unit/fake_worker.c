@@ -82,6 +82,7 @@ void fake_take_slot(fake_worker *w, uint32_t slot, const char *id) {
     s->taken_seq = w->seq;
     atomic_store(&s->acked, 0);
     atomic_store(&s->acked_bytes, 0);
+    atomic_store(&s->synced, 0);
     s->generation = ++w->slot_generation[slot];
 }
 

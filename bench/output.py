@@ -89,8 +89,9 @@ class Sidecar:
     mock cluster, which lives in the sidecar and costs it time), "start" (a
     broker is started) or HOST:PORT (a broker that is there)."""
 
-    def __init__(self, directory, program, kafka, placement):
+    def __init__(self, directory, program, kafka, placement, disk=False):
         os.mkdir(directory)
+        self.directory = directory
         self.broker = None
         self.socket = os.path.join(directory, "s")
         self.log = os.path.join(directory, "sidecar.log")
@@ -110,6 +111,8 @@ class Sidecar:
         with open(conf, "w") as f:
             f.write(f"listen = unix:{self.socket}\ntopic = {TOPIC}\n"
                     f"kafka.bootstrap.servers = {servers}\n")
+            if disk:
+                f.write(f"durability = disk\nspool.path = {directory}/spool\n")
         self.argv = placement.prefix("sidecar") + [program, "-c", conf]
         self.process = None
 

@@ -3,6 +3,8 @@
  * round trip costs before anything of ours is added.
  *
  *     bench-producer BROKERS TOPIC SECONDS BYTES [PORT]
+ *     bench-producer sync FILE SECONDS BYTES [PORT]      the same of a bare disk:
+ *                       written into a file that has its size, and fdatasync()
  *
  * One record in flight: the next is produced when the report of the one before
  * has come.  With PORT a POST of so many bytes to 127.0.0.1:PORT stands between
@@ -12,6 +14,7 @@
  * load.lua does.
  */
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <librdkafka/rdkafka.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -95,6 +98,36 @@ static double round_trip(rd_kafka_t *rk, const char *topic, char *payload,
     return now_us() - start;
 }
 
+#define FILE_SIZE (4 << 20)
+
+static int open_file(const char *path) {
+    static char zeros[1 << 16];
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
+
+    for (off_t at = 0; fd != -1 && at < FILE_SIZE; at += sizeof(zeros)) {
+        if (pwrite(fd, zeros, sizeof(zeros), at) != sizeof(zeros)) {
+            die(path, "cannot be written");
+        }
+    }
+    if (fd == -1 || fsync(fd) != 0) {
+        die(path, "cannot be made");
+    }
+    return fd;
+}
+
+/* So many bytes, on the disk, in us. */
+static double sync_bytes(int fd, const char *payload, size_t size) {
+    static off_t at;
+    double start = now_us();
+
+    at = at + (off_t)size > FILE_SIZE ? 0 : at;
+    if (pwrite(fd, payload, size, at) != (ssize_t)size || fdatasync(fd) != 0) {
+        die("sync", "failed");
+    }
+    at += (off_t)size;
+    return now_us() - start;
+}
+
 /* A connection to NGINX on 127.0.0.1. */
 static int dial(int port) {
     struct sockaddr_in at = {.sin_family = AF_INET,
@@ -159,8 +192,8 @@ int main(int argc, char **argv) {
     size_t size, n = 0;
     double end, *took = malloc(MOST * sizeof(*took));
     char *payload;
-    rd_kafka_t *rk;
-    int proxy = -1;
+    rd_kafka_t *rk = NULL;
+    int proxy = -1, file = -1;
 
     if (argc < 5 || argc > 6 || took == NULL) {
         fprintf(stderr, "usage: bench-producer BROKERS TOPIC SECONDS BYTES "
@@ -176,21 +209,30 @@ int main(int argc, char **argv) {
     if (argc == 6) {
         proxy = dial(atoi(argv[5]));
     }
-    rk = new_producer(argv[1]);
+    if (strcmp(argv[1], "sync") == 0) {
+        file = open_file(argv[2]);
+    } else {
+        rk = new_producer(argv[1]);
+    }
     for (int i = 0; i < WARM; i++) {
-        round_trip(rk, argv[2], payload, size);
+        if (rk != NULL) {
+            round_trip(rk, argv[2], payload, size);
+        }
     }
     end = now_us() + strtod(argv[3], NULL) * 1e6;
     while (n < MOST && (n == 0 || now_us() < end)) {
         if (proxy != -1) {
             post(proxy, payload, size);
         }
-        took[n++] = round_trip(rk, argv[2], payload, size);
+        took[n++] = rk != NULL ? round_trip(rk, argv[2], payload, size)
+                               : sync_bytes(file, payload, size);
     }
     qsort(took, n, sizeof(*took), by_size);
     printf("{\"requests\":%zu,\"p50_us\":%.0f,\"p99_us\":%.0f}\n", n,
            took[n / 2], took[n - 1 - n / 100]);
-    rd_kafka_destroy(rk);
+    if (rk != NULL) {
+        rd_kafka_destroy(rk);
+    }
     free(payload);
     free(took);
     return 0;

@@ -102,6 +102,7 @@ CASES = {
     "kafka": {"module": True, **CAPTURE},
     "notwait": {"module": True, **CAPTURE},
     "wait": {"module": True, **WAIT},
+    "disk": {"module": True, **WAIT},
     "mirror": {
         "location": "mirror /mirror;",
         "server": "location = /mirror {{ internal;"

@@ -23,6 +23,8 @@ STREAM = 20
 MARGIN_US = 150       # the limits: README
 SHARE = 0.8
 CASES = ("plain", "notwait", "wait")
+DISK = "disk"         # with durability = disk
+ENTRY = 1400          # bytes that a request of BODY takes in its journal
 
 
 def build_producer():
@@ -41,10 +43,11 @@ def build_producer():
     return program
 
 
-def produce(program, broker, topic, seconds, prefix, port=None):
-    """port: of the proxy that gets a request between two records."""
+def produce(program, broker, topic, seconds, prefix, port=None, size=BODY):
+    """port: of the proxy that gets a request between two records. Broker "sync":
+    the topic is a file."""
     done = subprocess.run(
-        prefix + [program, broker, topic, str(seconds), str(BODY)]
+        prefix + [program, broker, topic, str(seconds), str(size)]
         + ([str(port)] if port else []),
         stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=seconds + 60)
@@ -79,16 +82,19 @@ def _post(proxy, seconds, prefix, connections):
     return result
 
 
-def run(start, broker, topic, rounds, seconds, seed, prefix, progress):
+def run(start, broker, topic, file, rounds, seconds, seed, prefix, progress):
     """[{"round", "what", "case", ...}] and the sums of waits. start(): a context
-    manager with fresh {case: Proxy} of CASES. The order is shuffled for every
+    manager with fresh {case: Proxy} of CASES and DISK. `file`: on the disk of
+    its journal. The order is shuffled for every
     round; the figures of one round are put against each other."""
     program = build_producer()
     order = random.Random(seed)
     samples = []
     waits = {}
     for number in range(1, rounds + 1):
-        plan = [("producer", "tight"), ("producer", "between")]
+        plan = [("producer", "tight"), ("producer", "between"),
+                ("sync", "tight"), ("sync", "between"), ("one", DISK),
+                ("many", DISK)]
         plan += [(what, case) for what in ("one", "beside") for case in CASES]
         plan += [("many", case) for case in CASES]
         order.shuffle(plan)
@@ -99,13 +105,17 @@ def run(start, broker, topic, rounds, seconds, seed, prefix, progress):
                 if what == "producer":
                     port = proxies["plain"].port if case == "between" else None
                     s = produce(program, broker, topic, seconds, prefix, port)
+                elif what == "sync":
+                    port = proxies["plain"].port if case == "between" else None
+                    s = produce(program, "sync", file, seconds, prefix, port,
+                                ENTRY)
                 elif what == "beside":
                     with background(proxies[case].port, seconds, prefix):
                         s = _post(proxies[case], seconds, prefix, 1)
                 else:
                     s = _post(proxies[case], seconds, prefix,
                               MANY if what == "many" else 1)
-                if case in ("wait", "notwait"):
+                if case in ("wait", "notwait", DISK):
                     proxies[case].settle(10)
                 samples.append({"round": number, "what": what, "case": case, **s})
                 progress(f"waiting, round {number}: {len(samples)} of "
@@ -127,6 +137,25 @@ def _spread(values, form):
         median(values), min(values), max(values))))
 
 
+def _disk(samples):
+    """durability = disk against a bare fdatasync() of as many bytes."""
+    tight = _values(samples, "sync", "tight", "p50_us")
+    bare = _values(samples, "sync", "between", "p50_us")
+    plain = _values(samples, "one", "plain", "p50_us")
+    wait = _values(samples, "one", DISK, "p50_us")
+    over = [wait[n] - plain[n] - bare[n] for n in plain]
+    return table([
+        ["POST 1 KiB, one connection", "plain p50 us", "wait p50 us", "wait more",
+         "fdatasync p50 us", "with requests between",
+         f"over the latter (<= {MARGIN_US})", ""],
+        ["durability disk", _spread(plain.values(), "{:.0f}"),
+         _spread(wait.values(), "{:.0f}"),
+         _spread([wait[n] - plain[n] for n in plain], "{:.0f}"),
+         _spread(tight.values(), "{:.0f}"), _spread(bare.values(), "{:.0f}"),
+         _spread(over, "{:.0f}"),
+         "kept" if median(over) <= MARGIN_US else "NOT KEPT"]], words=True)
+
+
 def report(samples, waits):
     """The tables, and whether the limits are kept (of the medians)."""
     tight = _values(samples, "producer", "tight", "p50_us")
@@ -145,7 +174,7 @@ def report(samples, waits):
             _spread(tight.values(), "{:.0f}"),
             _spread(bare.values(), "{:.0f}"), _spread(over, "{:.0f}"),
             "kept" if median(over) <= MARGIN_US else "NOT KEPT"])
-    text = table(lines, words=True)
+    text = table(lines, words=True) + "\n\n" + _disk(samples)
     plain, rest, wait = (_values(samples, "many", case, "rps") for case in CASES)
     ratio = [wait[n] / rest[n] for n in rest]
     lines = [[f"POST 1 KiB, {MANY} connections", "requests/s",
@@ -155,6 +184,10 @@ def report(samples, waits):
     lines.append(["capture_wait", _spread(wait.values(), "{:.0f}"),
                   _spread(ratio, "{:.2f}"),
                   "kept" if median(ratio) >= SHARE else "NOT KEPT"])
+    wait = _values(samples, "many", DISK, "rps")
+    lines.append(["the same, durability disk",
+                  _spread(wait.values(), "{:.0f}"),
+                  _spread([wait[n] / rest[n] for n in rest], "{:.2f}"), ""])
     text += "\n\n" + table(lines, words=True)
     counts = ", ".join(f"{name} {n}" for name, n in waits.items())
     return (f"{text}\n\nwaits: {counts}\n"

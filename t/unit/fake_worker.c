@@ -194,6 +194,7 @@ void fake_collect(fake_worker *w) {
             w->slots_back++;
         }
     }
+    atomic_store(&w->header->return_head, tail);
 }
 
 void fake_read(fake_worker *w, uint32_t slot, unsigned flags, const char *s) {

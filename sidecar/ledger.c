@@ -57,6 +57,8 @@ struct ledger {
     int64_t pinned_ns;
     int64_t taken_ns; /* when the last of all that is acknowledged was handed
                          over */
+    int64_t acked_ns; /* when that was */
+    int64_t flows_ns; /* since when there was no long pause in that */
     log_limiter log_retry, log_rejected, log_doubt, log_export, log_internal,
         log_pinned;
     log_limiter log_unknown;
@@ -525,10 +527,14 @@ static void abandon(ledger *l, conn *c, unsigned reason, unsigned with_eom,
     ledger_flush(l, c);
 }
 
+/* After an outage of all, each has its time anew from the first that is
+   acknowledged again. */
 bool ledger_is_stuck(const ledger *l, const conn *c) {
+    int64_t now = loop_now_ns(l->loop);
+
     return c->waits_ns != 0 && !c->slot_returned &&
-           loop_now_ns(l->loop) - c->waits_ns >= l->pinned_ns &&
-           c->waits_ns < l->taken_ns;
+           now - c->waits_ns >= l->pinned_ns && c->waits_ns < l->taken_ns &&
+           now - l->flows_ns >= l->pinned_ns;
 }
 
 void ledger_give_up(ledger *l, conn *c) {
@@ -572,13 +578,18 @@ static void confirmed(ledger *l, conn *c, uint32_t number, int64_t offset) {
 static void acked(ledger *l, ledger_record *r, int64_t offset) {
     conn *c = r->conn;
     uint32_t number = r->number;
+    int64_t now = loop_now_ns(l->loop);
 
     metrics_cell[METRIC_RECORDS]++;
     metrics_cell[METRIC_RECORD_BYTES] += r->len;
     c->destination->metrics.cell[DESTINATION_RECORDS]++;
     c->destination->metrics.cell[DESTINATION_RECORD_BYTES] += r->len;
     metrics_observe(HISTOGRAM_DELIVERY,
-                    (uint64_t)(loop_now_ns(l->loop) - r->handed_ns));
+                    (uint64_t)(now - r->handed_ns));
+    if (l->acked_ns == 0 || now - l->acked_ns >= l->pinned_ns / 2) {
+        l->flows_ns = now;
+    }
+    l->acked_ns = now;
     if (r->handed_ns > l->taken_ns) {
         l->taken_ns = r->handed_ns;
     }

@@ -5,6 +5,7 @@ import grp
 import os
 import re
 import shutil
+import subprocess
 
 import pytest
 
@@ -276,9 +277,19 @@ def test_runbook_page(used, certificate, workdir):
     shell.finish()
 
 
-def test_kafka_page():
+def test_kafka_page(workdir):
     page = Page("docs/kafka.md", not_run={
         '"Action"': "a policy: t/sidecar/test_security.py, script/test-deploy"})
+    password, conf = f"{workdir}/orders-password", f"{workdir}/sidecar.conf"
+    for path, text in (password, "a"), (conf, (
+            f"listen = unix:{workdir}/s\n"
+            + page.take("# the default destination").text.replace(
+                "/etc/capture/orders-password", password))):
+        with open(path, "w", opener=lambda p, f: os.open(p, f, 0o600)) as f:
+            f.write(text)
+    done = subprocess.run([f"{TOP}/build/capture-sidecar", "--check", "-c", conf],
+                          capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
     alerts = page.take("capture_kafka_certificate").text
     with open(os.path.join(TOP, "docs", "metrics.md")) as f:
         known = f.read()

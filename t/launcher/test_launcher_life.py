@@ -16,6 +16,7 @@ import pytest
 
 from path.session import (Session, assert_captured, marked, settled,
                           without_barriers)
+from refconsumer.verify import verify_topic
 from rig.client import build_request
 from rig.launcher import install_for_others
 from rig.process import SANITIZED, accepts, free_port

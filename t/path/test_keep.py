@@ -211,8 +211,8 @@ def test_the_pool_of_a_dead_worker_is_in_the_spool(spooling, end):
     publish(s)
     kill_worker(s)
     if end == "kill":
-        wait_until(lambda: pools(s), what="a pool in the spool")
-        assert len(pools(s)[0]) == 36
+        wait_until(lambda: [len(n) for n in pools(s)] == [36],
+                   what="a pool in the spool, under its own name")
         s.sidecar.kill9()
         s.sidecar.start()
         s.sidecar.kill9()

@@ -584,8 +584,7 @@ static void acked(ledger *l, ledger_record *r, int64_t offset) {
     metrics_cell[METRIC_RECORD_BYTES] += r->len;
     c->destination->metrics.cell[DESTINATION_RECORDS]++;
     c->destination->metrics.cell[DESTINATION_RECORD_BYTES] += r->len;
-    metrics_observe(HISTOGRAM_DELIVERY,
-                    (uint64_t)(now - r->handed_ns));
+    metrics_observe(HISTOGRAM_DELIVERY, (uint64_t)(now - r->handed_ns));
     if (l->acked_ns == 0 || now - l->acked_ns >= l->pinned_ns / 2) {
         l->flows_ns = now;
     }

@@ -1133,6 +1133,11 @@ END_TEST
 #else
 #define LOOPS(n) ((n) / 3)
 #endif
+#ifdef CAPTURE_KILL_POINTS
+#define AT_EACH (2 * STEP_COUNT)
+#else
+#define AT_EACH 8
+#endif
 
 int main(void) {
     Suite *s = suite_create("death");
@@ -1144,7 +1149,7 @@ int main(void) {
     tcase_set_timeout(t, 60);
     tcase_add_loop_test(t,
                         death_at_each_store_loses_nothing_and_doubles_nothing,
-                        0, LOOPS(2 * STEP_COUNT));
+                        0, AT_EACH);
     tcase_add_loop_test(t, deaths_at_any_store_lose_nothing_and_double_nothing,
                         0, LOOPS(6));
     tcase_add_loop_test(

@@ -1147,18 +1147,17 @@ int main(void) {
 
     tcase_add_checked_fixture(t, open_all, close_all);
     tcase_set_timeout(t, 60);
-    tcase_add_loop_test(t,
-                        death_at_each_store_loses_nothing_and_doubles_nothing,
-                        0, AT_EACH);
+    tcase_add_loop_test(
+        t, death_at_each_store_loses_nothing_and_doubles_nothing, 0, AT_EACH);
     tcase_add_loop_test(t, deaths_at_any_store_lose_nothing_and_double_nothing,
                         0, LOOPS(6));
     tcase_add_loop_test(
         t, deaths_of_worker_and_sidecar_lose_nothing_and_double_nothing,
         160 - LOOPS(160), 160);
     tcase_add_loop_test(t, deaths_with_losses_keep_every_count, 0, LOOPS(6));
-    tcase_add_loop_test(
-        t, deaths_without_permission_to_read_keep_to_their_counts, 0,
-        LOOPS(12));
+    tcase_add_loop_test(t,
+                        deaths_without_permission_to_read_keep_to_their_counts,
+                        0, LOOPS(12));
     tcase_add_loop_test(t, garbage_in_an_adopted_pool_is_survived, 0, 100);
 #ifdef CAPTURE_KILL_POINTS
     tcase_add_test(t,

@@ -7,7 +7,16 @@ import sqlite3
 import struct
 import subprocess
 
-from .process import TOP
+from .process import SANITIZED, TOP
+
+
+def _preload(library):
+    """What LD_PRELOAD must be: the sanitizer's runtime wants to be the first."""
+    if not SANITIZED:
+        return library
+    done = subprocess.run(["gcc", "-print-file-name=libasan.so"],
+                          capture_output=True, text=True, check=True)
+    return f"{done.stdout.strip()} {library}"
 
 
 class Disk:
@@ -23,7 +32,7 @@ class Disk:
             f.write(bytes(16))
         with open(file, "r+b") as f:
             self._map = mmap.mmap(f.fileno(), 16)
-        self.env = {"LD_PRELOAD": library, "CAPTURE_DISK": file}
+        self.env = {"LD_PRELOAD": _preload(library), "CAPTURE_DISK": file}
 
     def slow(self, seconds):
         """A sync takes this long at least."""

@@ -70,7 +70,8 @@ class Sidecar:
         if self.running():
             self.resume()
             rc = self.stop()
-            assert rc == 0, f"the sidecar ended with {rc}:\n{self.log_text()}"
+            assert rc == 0, (f"the sidecar ended with {rc}:\n{self.log_text()}"
+                             f"{sanitizer_reports(self.directory)}")
         report = sanitizer_reports(self.directory)
         assert not report, report
 

@@ -115,6 +115,9 @@ int kafka_reader_start(kafka_reader *r, int32_t partition, int64_t offset);
 void kafka_reader_stop(kafka_reader *r, int32_t partition);
 /* Does not wait for librdkafka: a helper thread does. */
 void kafka_reader_free(kafka_reader *r);
+/* At the process's end: until these threads are done, or for so long (whole
+   seconds). */
+void kafka_readers_wait(int64_t within_ns);
 
 /* Bytes in librdkafka's queue, for metrics. */
 size_t kafka_queued(const kafka *k);

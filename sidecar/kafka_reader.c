@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "sidecar/kafka_internal.h"
@@ -134,13 +135,42 @@ static void on_ready(loop_io *io, uint32_t events) {
         log_error("writing the consumer's eventfd failed: %m");
 }
 
+/* Consumers that helper threads are about to destroy. */
+static pthread_mutex_t going_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t gone = PTHREAD_COND_INITIALIZER;
+static unsigned going;
+
 static void *destroy(void *arg) {
     rd_kafka_destroy(arg);
+    pthread_mutex_lock(&going_lock);
+    going--;
+    pthread_cond_broadcast(&gone);
+    pthread_mutex_unlock(&going_lock);
     return NULL;
 }
 
-void kafka_reader_free(kafka_reader *r) {
+static void destroy_aside(rd_kafka_t *rk) {
     pthread_t thread;
+    pthread_mutex_lock(&going_lock);
+    if (pthread_create(&thread, NULL, destroy, rk) == 0) {
+        pthread_detach(thread);
+        going++;
+    }
+    pthread_mutex_unlock(&going_lock);
+}
+
+void kafka_readers_wait(int64_t within_ns) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += within_ns / KAFKA_S;
+    pthread_mutex_lock(&going_lock);
+    while (going > 0 &&
+           pthread_cond_timedwait(&gone, &going_lock, &until) == 0) {
+    }
+    pthread_mutex_unlock(&going_lock);
+}
+
+void kafka_reader_free(kafka_reader *r) {
     if (r == NULL)
         return;
     if (r->io.fd != -1) {
@@ -151,7 +181,6 @@ void kafka_reader_free(kafka_reader *r) {
     rd_kafka_queue_destroy(r->queue);
     if (r->rkt != NULL)
         rd_kafka_topic_destroy(r->rkt);
-    if (pthread_create(&thread, NULL, destroy, r->rk) == 0)
-        pthread_detach(thread);
+    destroy_aside(r->rk);
     free(r);
 }

@@ -149,6 +149,10 @@ void kafka_reader_stop(kafka_reader *r, int32_t partition) {
     fake_kafka.reading = -1;
 }
 
+void kafka_readers_wait(int64_t within_ns) {
+    (void)within_ns;
+}
+
 void kafka_reader_free(kafka_reader *r) {
     (void)r;
 }

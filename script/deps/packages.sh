@@ -19,7 +19,7 @@ TEST_PACKAGES=(
     check python3-venv
     mvn:maven javac:default-jdk-headless
     clang:clang clang-format:clang-format
-    valgrind wrk curl openssl:openssl
+    valgrind wrk curl openssl:openssl ps:procps ss:iproute2
     # stands in for load balancers
     haproxy:haproxy
 )

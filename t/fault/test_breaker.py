@@ -10,7 +10,8 @@ from fault.test_wait import waiting
 
 def test_a_circuit_breaker_spares_the_waits(scene, shaky):
     s = waiting(scene, shaky, "forward", "500ms")
-    with s.load(mutating=1) as load:
+    # at a rate that no machine's clients queue at: what is slow has waited
+    with s.load(mutating=1, rate=250) as load:
         load.more(200)
         shaky.fault.hold(TO_TARGET)
         load.more(1000)

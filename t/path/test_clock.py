@@ -11,7 +11,7 @@ from path.session import Session, assert_captured, mark_of, marked, settled
 from path.test_http2 import Session2
 from rig.clock import Clock
 from rig.nginx import http2
-from rig.process import SANITIZED, free_port
+from rig.process import free_port
 from rig.source import Response, pattern
 from rig.status import wait_until
 
@@ -38,7 +38,6 @@ class Span:
      limits="while the clock is behind a connection's newest time, that is what its "
      "observations have; after a step of more than its observation timeout (6 "
      "minutes) forward the Replayer takes exchanges in flight for ended")
-@pytest.mark.skipif(SANITIZED, reason="ASan must be the first of preloaded libraries")
 @pytest.mark.parametrize("wait", ["off", "mutating"])
 def test_times_are_those_of_the_arrival_and_never_decrease(stack, source, workdir,
                                                            wait):

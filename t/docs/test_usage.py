@@ -287,7 +287,7 @@ def test_kafka_page(workdir):
                 "/etc/capture/orders-password", password))):
         with open(path, "w", opener=lambda p, f: os.open(p, f, 0o600)) as f:
             f.write(text)
-    done = subprocess.run([f"{TOP}/build/capture-sidecar", "--check", "-c", conf],
+    done = subprocess.run([f"{BUILD}/capture-sidecar", "--check", "-c", conf],
                           capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     alerts = page.take("capture_kafka_certificate").text

@@ -95,6 +95,14 @@ def totals_in(log):
                     (seen, *classes)))
 
 
+def librdkafka():
+    """Its version, like (2, 14, 2)."""
+    done = subprocess.run([os.path.join(BUILD, "capture-sidecar"), "--version"],
+                          capture_output=True, text=True, check=True)
+    return tuple(map(int, re.search(r"librdkafka (\d+)\.(\d+)\.(\d+)",
+                                    done.stdout).groups()))
+
+
 def check(directory, conf):
     """`capture-sidecar --check` on conf, a dictionary or the file's whole text.
     Returns (return code, standard error)."""

@@ -16,7 +16,7 @@ import pytest
 from rig.process import BUILD, SANITIZED, TOP, free_port
 from rig.security import (ACCESS_KEY, ASSUMERS, CLIENT_SECRET, PASSWORDS,
                           SECRET_KEY, SECRETS, SESSION_TOKEN, AwsEndpoints)
-from rig.sidecar import BINARY, Sidecar, check
+from rig.sidecar import BINARY, Sidecar, check, librdkafka
 from rig.status import wait_until
 
 
@@ -123,6 +123,8 @@ def secrets_of(workdir):
 @pytest.mark.parametrize("way", [password, plain_in_the_file, oidc, command, msk,
                                  role])
 def test_no_secret_is_ever_shown(sidecar, secure_broker, workdir, way):
+    if way is oidc and SANITIZED and librdkafka() < (2, 14):
+        pytest.skip("this librdkafka's OIDC has a report of its own")
     listener, env, conf = way(workdir, secure_broker)
     s = sidecar(listener, env, **conf, kafka__debug="all", log__level="debug")
     s.start()

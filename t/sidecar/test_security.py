@@ -8,9 +8,10 @@ import stat
 import time
 
 import pytest
+from rig.process import SANITIZED
 from rig.security import (ACCESS_KEY, ASSUMERS, CLIENT_SECRET, PASSWORDS,
                           SECRET_KEY, SECRETS, SESSION_TOKEN, AwsEndpoints)
-from rig.sidecar import check
+from rig.sidecar import check, librdkafka
 from rig.status import wait_until
 
 _names = itertools.count(1)
@@ -139,7 +140,14 @@ def oidc(broker, secret="${env:CLIENT_SECRET}"):
                 broker.issuer.url + "/token"}
 
 
+def skip_what_librdkafka_does():
+    """It reads one byte beyond a token endpoint's answer; 2.14 no longer does."""
+    if SANITIZED and librdkafka() < (2, 14):
+        pytest.skip("this librdkafka's OIDC has a report of its own")
+
+
 def test_oidc(broker, probe):
+    skip_what_librdkafka_does()
     p = probe({"CLIENT_SECRET": CLIENT_SECRET},
               **conf_of(broker, "OIDC", **oidc(broker)))
     assert_delivers(p)

@@ -412,6 +412,13 @@ static bool restore(conn *c, const cap_slot *s, uint64_t acked) {
     return restore_intent(c, i);
 }
 
+/* What it is called may stand for another topic now, or other brokers. */
+static bool is_elsewhere(const conn *c, const cap_slot *s) {
+    return c->destination != NULL &&
+           (c->next_number > 1 || c->adopted != NULL) && s->destination != 0 &&
+           s->destination != ledger_destination_mark(c->destination);
+}
+
 static const char *adopt_slot(assemble *a, uint32_t slot) {
     const cap_slot *s = cap_slot_at(a->pool->header, &a->pool->geometry, slot);
     uint32_t generation =
@@ -436,6 +443,9 @@ static const char *adopt_slot(assemble *a, uint32_t slot) {
     }
     if (!restore(c, s, acked)) {
         return "out of memory";
+    }
+    if (is_elsewhere(c, s)) {
+        c->destination = NULL; /* a connectionId never spans two */
     }
     ledger_adopt(a->ledger, c);
     if (!numbers_are_good(c)) {

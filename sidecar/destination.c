@@ -42,6 +42,20 @@ static const metrics_destination *measure(void *owner, size_t i) {
 
 /* ---- life ---- */
 
+/* FNV-1a */
+static uint64_t hash_in(uint64_t hash, const char *text) {
+    for (; text != NULL && *text != '\0'; text++) {
+        hash = (hash ^ (uint8_t)*text) * 1099511628211u;
+    }
+    return (hash ^ '\n') * 1099511628211u;
+}
+
+static uint64_t mark_of(const config *view) {
+    uint64_t hash = hash_in(14695981039346656037u, view->topic);
+
+    return hash_in(hash, config_kafka(view, "bootstrap.servers")) | 1;
+}
+
 static int open_one(destination *d, const config *c, size_t i, loop *l,
                     const kafka_events *events, settle_verdict_cb settled,
                     void *owner) {
@@ -49,6 +63,7 @@ static int open_one(destination *d, const config *c, size_t i, loop *l,
     d->number = i;
     d->owner = owner;
     config_view(c, i, &d->view);
+    d->mark = mark_of(&d->view);
     d->inflight_size = d->view.inflight_size;
     TAILQ_INIT(&d->due);
     if (d->view.destination != NULL) {

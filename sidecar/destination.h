@@ -24,6 +24,7 @@
 typedef struct destination {
     const config *config;
     size_t number; /* in it; 0: the default */
+    uint64_t mark; /* of its topic and brokers, as they are configured; not 0 */
     config view;   /* the configuration as this one has it */
     void *owner;   /* the ledger */
     kafka *kafka;  /* NULL: the export is the destination */

@@ -142,6 +142,10 @@ struct destination *ledger_destination(ledger *l, const char *name) {
     return d;
 }
 
+uint64_t ledger_destination_mark(const struct destination *d) {
+    return d->mark;
+}
+
 size_t ledger_record_limit(const ledger *l, const conn *c) {
     return c->destination != NULL && c->destination->kafka != NULL
                ? kafka_record_limit(c->destination->kafka)
@@ -205,6 +209,9 @@ static void unlist(conn *c) {
 /* Not while frames of a record in doubt are still to be read: the journal has
    the intent with them. */
 void ledger_put(ledger *l, conn *c) {
+    if (c->destination == NULL) {
+        return; /* it will be given up */
+    }
     if (l->journal != NULL && c->adopted != NULL) {
         c->puts_late = true;
     } else if (l->journal != NULL) {
@@ -436,6 +443,8 @@ static void write_intent(const ledger_record *r) {
     i = cap_intent_at(c->pool->header, &c->pool->geometry, c->slot);
     atomic_store_explicit(&i->number, 0, memory_order_relaxed);
     step(STEP_INTENT_NONE);
+    cap_slot_at(c->pool->header, &c->pool->geometry, c->slot)->destination =
+        c->destination->mark;
     i->slot_generation = c->generation;
     i->partition = c->partition;
     i->flags = 0;

@@ -73,6 +73,9 @@ bool ledger_has_kafka(const config *c);
    nowhere, since it is not permitted, which is said in the log. */
 struct destination *ledger_destination(ledger *l, const char *name);
 
+/* Of its topic and brokers, as in cap_slot. */
+uint64_t ledger_destination_mark(const struct destination *d);
+
 /* The largest record of `c` in bytes, now. */
 size_t ledger_record_limit(const ledger *l, const conn *c);
 

@@ -57,6 +57,20 @@ static const char *check_fd(int fd, uint64_t limit, pool *p) {
     return NULL;
 }
 
+/* A UUID, as the module makes it: it names files, too (pool_file.h). */
+static bool is_node_id(const char *id) {
+    for (size_t i = 0; i < CAP_NODE_ID_SIZE; i++) {
+        bool dash = i == 8 || i == 13 || i == 18 || i == 23;
+        bool hex =
+            (id[i] >= '0' && id[i] <= '9') || (id[i] >= 'a' && id[i] <= 'f');
+
+        if (dash ? id[i] != '-' : !hex) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static const char *copy_header(pool *p) {
     const cap_header *h = p->header;
     const char *why;
@@ -73,12 +87,7 @@ static const char *copy_header(pool *p) {
         return why;
     }
     memcpy(p->node_id, h->node_id, sizeof(p->node_id));
-    for (size_t i = 0; i < sizeof(p->node_id); i++) {
-        if (p->node_id[i] <= ' ' || p->node_id[i] > '~') {
-            return "the nodeId is not printable";
-        }
-    }
-    return NULL;
+    return is_node_id(p->node_id) ? NULL : "the nodeId is no UUID";
 }
 
 /* ---- places ---- */

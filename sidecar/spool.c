@@ -7,6 +7,7 @@
 #include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -213,6 +214,11 @@ static void forget_size_of_empty(int file) {
 
 static const char *open_all(spool *s, const config *c) {
     s->dir = open_directory(AT_FDCWD, c->spool_path);
+    /* before anything in it is touched; it goes with the process */
+    if (s->dir != -1 && flock(s->dir, LOCK_EX | LOCK_NB) != 0) {
+        return errno == EWOULDBLOCK ? "another capture-sidecar uses it"
+                                    : strerror(errno);
+    }
     s->pools = s->dir != -1 ? open_directory(s->dir, "pools") : -1;
     if (s->pools == -1) {
         return errno == EPERM ? "it must be a directory of this user's, that "

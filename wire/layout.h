@@ -170,7 +170,9 @@ typedef struct {
     /* the last frame that is on the sidecar's disk (durability = disk): who
        waits for it need not wait for Kafka */
     _Atomic uint64_t synced;
-    uint64_t spare2[4];
+    uint64_t destination; /* which topic of which brokers its first record was
+                             for: a hash, the sidecar's; 0 before */
+    uint64_t spare2[3];
 } cap_slot;
 
 /* flags of cap_slot.acked */

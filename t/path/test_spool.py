@@ -1,11 +1,13 @@
 """The disk spool: what has no room in the workers' memory."""
 
 import os
+import subprocess
 import threading
 
 import pytest
 
 from refconsumer.verify import verify_topic
+from rig.process import BUILD
 from rig.source import Response, pattern
 
 from path.session import (Session, assert_balanced, assert_captured, settled,
@@ -121,3 +123,15 @@ def test_a_partition_that_is_stuck_does_not_hold_the_memory_of_others(spooling):
         for x in sessions:
             x.client.close()
     assert_captured(without_barriers(s.drain()), [c, *sessions])
+
+
+def test_a_second_sidecar_leaves_the_firsts_spool_alone(spooling, workdir):
+    s, _ = spooling()
+    conf = {**s.sidecar.conf, "listen": f"unix:{workdir}/second"}
+    path = os.path.join(workdir, "second.conf")
+    with open(path, "w", opener=lambda p, f: os.open(p, f, 0o600)) as f:
+        f.writelines(f"{key} = {value}\n" for key, value in conf.items())
+    done = subprocess.run([os.path.join(BUILD, "capture-sidecar"), "-c", path],
+                          capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1, done.stderr
+    assert "another capture-sidecar uses it" in done.stderr

@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 
+from refconsumer.verify import verify_topic
 from rig.process import free_port
 from rig.source import Response, pattern
 from rig.status import wait_until
@@ -304,6 +305,33 @@ def test_a_destination_that_is_permitted_no_longer_is_lost_and_counted(
     # of b there is what was there before; nobody has ended it
     check({d: r for d, r in s.read().items() if d != "b"}, [c])
     assert_captured(s.read()["b"], [c.to("b")], all_closed=False)
+
+
+def test_a_name_that_stands_for_another_topic_now_takes_no_connection_there(
+        three, source, new_topic, broker):
+    """A connectionId never spans two topics, whatever becomes of their names."""
+    s = three(sidecar_conf=SETTLE)
+    old = s.sidecar.conf["topic.b"]
+    headers = [("Host", "h")]
+    with Split(Session(s)) as c:
+        for d in PLACES:
+            c.request(d, "POST", body=b"1")
+        s.wait_for_status(settled(3))
+        s.sidecar.kill9()
+        c.session.client.request("POST", "/b/lost", headers=headers, body=b"2")
+        s.sidecar.conf["topic.b"] = new_topic()
+        s.sidecar.start()
+        s.wait_for_status(settled(4), 30)
+        c.session.client.request("POST", "/b/new", headers=headers, body=b"3")
+        c.request("a", "POST", body=b"3")
+        total = assert_balanced(s.wait_for_status(settled(6)))["total"]
+        assert total["captured"] == 5
+        assert total["lost"]["no_topic"] + total["lost"]["maybe_lost"] == 1
+    s.drain()
+    before = without_barriers(broker.read_topic(old))
+    assert_captured(before, [c.to("b")], all_closed=False)
+    after = verify_topic(broker.read_topic(s.sidecar.conf["topic.b"]))
+    assert [e.request.split(b" ")[1] for e in after.exchanges] == [b"/b/new"]
 
 
 def test_ready_is_all_of_them_and_each_says_why_it_is_not(

@@ -258,6 +258,10 @@ START_TEST(a_header_that_lies_is_refused) {
     w->header->geometry.nblocks--;
     w->header->node_id[35] = '\n';
     refused(w->fd, UINT64_MAX, "nodeId");
+    /* a file has this name, once its worker has gone */
+    memcpy(w->header->node_id, "..//././././././././././././././blocks",
+           CAP_NODE_ID_SIZE);
+    refused(w->fd, UINT64_MAX, "nodeId");
 }
 END_TEST
 

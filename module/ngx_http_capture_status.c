@@ -36,6 +36,8 @@ static ngx_int_t ngx_http_capture_status_strangers(ngx_http_request_t *r,
     ngx_http_capture_page_t *page, ngx_http_capture_zone_t *zone);
 static void ngx_http_capture_status_siblings(void);
 static ngx_uint_t ngx_http_capture_status_alive(ngx_pid_t pid);
+static ngx_uint_t ngx_http_capture_status_has_row(
+    ngx_http_capture_zone_t *zone, ngx_pid_t pid);
 
 
 static ngx_slab_pool_t         *ngx_http_capture_slab;
@@ -652,18 +654,38 @@ ngx_http_capture_status_alive(ngx_pid_t pid)
 }
 
 
+static ngx_uint_t
+ngx_http_capture_status_has_row(ngx_http_capture_zone_t *zone, ngx_pid_t pid)
+{
+    ngx_uint_t  i;
+
+    for (i = 0; i < NGX_HTTP_CAPTURE_ROWS; i++) {
+        if (zone->rows[i].pid == pid) {
+            return 1;
+        }
+    }
+
+    return 0;
+}
+
+
 static ngx_int_t
 ngx_http_capture_status_strangers(ngx_http_request_t *r,
     ngx_http_capture_page_t *page, ngx_http_capture_zone_t *zone)
 {
-    ngx_int_t   i;
-    ngx_pid_t   pid;
-    ngx_uint_t  row;
+    ngx_int_t  i;
+    ngx_pid_t  pid;
 
-    page->strangers = ngx_palloc(r->pool,
-                                 NGX_MAX_PROCESSES * sizeof(ngx_pid_t));
+    page->strangers = ngx_palloc(r->pool, (NGX_MAX_PROCESSES + 1)
+                                          * sizeof(ngx_pid_t));
     if (page->strangers == NULL) {
         return NGX_ERROR;
+    }
+
+    /* while the master starts new workers, the old ones still take requests */
+
+    if (page->nrows > 0 && !ngx_http_capture_status_has_row(zone, ngx_pid)) {
+        page->strangers[page->nstrangers++] = ngx_pid;
     }
 
     for (i = 0; i < NGX_MAX_PROCESSES; i++) {
@@ -676,13 +698,7 @@ ngx_http_capture_status_strangers(ngx_http_request_t *r,
             continue;
         }
 
-        for (row = 0; row < NGX_HTTP_CAPTURE_ROWS; row++) {
-            if (zone->rows[row].pid == pid) {
-                break;
-            }
-        }
-
-        if (row == NGX_HTTP_CAPTURE_ROWS) {
+        if (!ngx_http_capture_status_has_row(zone, pid)) {
             page->strangers[page->nstrangers++] = pid;
         }
     }

@@ -2,6 +2,7 @@
 taken is a matter of every worker of every node, and of requests in flight."""
 
 import datetime
+import json
 import os
 import pty
 import re
@@ -164,6 +165,21 @@ def test_an_old_worker_that_holds_an_open_post(stack, topic):
         assert check(s, arguments=["--no-canary"]).status == 1
         post.end()
     assert safe(s)
+
+
+def test_an_old_worker_that_answers_names_itself(stack, topic):
+    """Until the master has ended it, it can be who takes the question."""
+    s = stack(topic=topic, capture="off", start_sidecar=False)
+    s.sidecar.start()
+    (old,) = s.nginx.workers()
+    client, ask = s.client(), f"GET /capture_status HTTP/1.1\r\n{HOST}"
+    client.send(f"{ask}\r\n{ask}".encode())     # one, and most of a second
+    client.receive()
+    s.nginx.reload(server=everything(s))
+    s.wait_for_status(lambda now: now["workers"] and all(w["linked"] for w in now["workers"]))
+    client.send(b"\r\n")
+    assert json.loads(client.receive().body)["strangers"] == [old]
+    client.close()
 
 
 def test_an_old_worker_whose_configuration_left_the_request_out(stack, topic):

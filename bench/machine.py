@@ -18,23 +18,27 @@ def missing_tools(names):
 
 
 class Placement:
-    """Which cores the worker under test gets (one, alone), and which the rest.
+    """Which cores who gets. With four cores everybody has one; with fewer `alone`
+    has one, and the rest share the other.
 
-    With four cores everybody has one; with fewer the rest shares, so that a
-    round is bounded by the core of the rest, and the worker's CPU per request
-    says more than the throughput.
+    The worker under test alone: the core of the rest bounds a round, and the
+    worker's CPU per request says more than the throughput. The broker alone, for
+    what a client waits for: it is another machine's matter elsewhere, and must
+    not take the time of who waits for it.
     """
 
-    def __init__(self):
+    ROLES = ("worker", "load", "source", "sidecar", "broker")
+
+    def __init__(self, alone="worker"):
         cores = sorted(os.sched_getaffinity(0))
-        worker, rest = (cores[0], cores[1:]) if len(cores) > 1 else (None, [])
-        if len(rest) >= 3:
-            load, source, sidecar = [rest[0]], [rest[1]], rest[2:]
+        if len(cores) >= 4:
+            self.cores = {role: [core] for role, core in zip(self.ROLES, cores)}
+            self.cores["sidecar"] = self.cores["broker"] = cores[3:]
+        elif len(cores) > 1:
+            self.cores = {role: cores[1:] for role in self.ROLES}
+            self.cores[alone] = [cores[0]]
         else:
-            load = source = sidecar = rest
-        self.cores = {"worker": [] if worker is None else [worker],
-                      "load": load, "source": source, "sidecar": sidecar,
-                      "broker": sidecar}
+            self.cores = {role: [] for role in self.ROLES}
 
     def prefix(self, role):
         """What to put before a command so that it runs on the role's cores."""

@@ -27,7 +27,7 @@ typedef struct journal_conn {
     bool live;         /* has frames in the journal, not all acknowledged */
     bool open;         /* an exchange is, behind last_seq */
     bool held;         /* last_seq is a HOLD: the endOfMessage is to come */
-    uint64_t key;      /* of what is there now; another one each time */
+    uint64_t key;      /* of its rows, now and the next time */
     uint64_t last_seq; /* the last frame there */
     uint32_t first_chunk, next_chunk, room;
     uint64_t *chunk_seq;
@@ -187,16 +187,17 @@ static void *helper(void *owner) {
         work(j, g);
         pthread_mutex_lock(&j->lock);
         j->done = g;
+        pthread_mutex_unlock(&j->lock);
+        /* who is woken takes the lock at once */
         pthread_cond_broadcast(&j->changed);
         if (write(j->ready.fd, &one, sizeof(one)) == -1) {
             abort(); /* an eventfd's counter is not full after 2 */
         }
         if (j->db != NULL && j->written > TIDY_BYTES) {
-            pthread_mutex_unlock(&j->lock);
             j->written = 0;
             journal_db_tidy(j->db); /* who waited has been told */
-            pthread_mutex_lock(&j->lock);
         }
+        pthread_mutex_lock(&j->lock);
     }
     pthread_mutex_unlock(&j->lock);
     journal_db_close(j->db);
@@ -213,8 +214,8 @@ static void give(journal *j, enum job job) {
     j->filling->commit = g->commit + 1;
     pthread_mutex_lock(&j->lock);
     j->given = g;
-    pthread_cond_broadcast(&j->changed);
     pthread_mutex_unlock(&j->lock);
+    pthread_cond_broadcast(&j->changed);
 }
 
 /* ---- connections ---- */
@@ -338,6 +339,8 @@ static void forget(journal *j, journal_conn *jc) {
     }
     empty_op(op);
     op->kind = JOURNAL_FORGET;
+    op->chunk = JOURNAL_MOST_CHUNKS;
+    op->done_end = jc->next_chunk;
     drop_chunks(j, jc, jc->next_chunk);
     jc->live = false;
     jc->intent = 0;
@@ -461,9 +464,13 @@ static int note_chunk(journal_conn *jc, journal_op *op) {
     return 0;
 }
 
+/* The rows of before are replaced where they lie, which dirties fewer pages than
+   new ones would. */
 static void begin(journal *j, journal_conn *jc) {
-    jc->key = j->key++;
-    jc->first_chunk = jc->next_chunk = 0;
+    if (jc->key == 0 || jc->next_chunk >= JOURNAL_MOST_CHUNKS / 2) {
+        jc->key = j->key++;
+        jc->first_chunk = jc->next_chunk = 0;
+    }
     jc->last_seq = 0;
     jc->open = jc->conn->acked_open && !jc->conn->acked_lost;
     jc->held = false;
@@ -501,7 +508,8 @@ static bool put_frames(journal *j, journal_conn *jc, const frame_ref *r) {
     journal_op *op;
     size_t before;
 
-    if (is_full(j, need) || jc->next_chunk >= JOURNAL_MOST_CHUNKS - 1) {
+    if (is_full(j, need) ||
+        (jc->live && jc->next_chunk >= JOURNAL_MOST_CHUNKS - 1)) {
         return false;
     }
     if (!jc->live) {
@@ -515,6 +523,7 @@ static bool put_frames(journal *j, journal_conn *jc, const frame_ref *r) {
         return false;
     }
     jc->live = true;
+    op->kind = JOURNAL_KEEP;
     before = op->len;
     for (; kept != NULL; kept = kept->next) {
         add_frame(jc, op, c, kept);

@@ -79,6 +79,8 @@ def three_brokers(tmp_path_factory):
 def cluster(three_brokers):
     """Three Kafka brokers (rig/cluster.py), of which a test may stop any: the
     next one gets all three."""
+    for broker in three_brokers.brokers.values():
+        broker.fault.heal()
     three_brokers.start()
     return three_brokers
 

@@ -3,8 +3,10 @@ broker that may be stopped and killed, behind a TcpFault."""
 
 import itertools
 import os
+import re
 import signal
 import time
+import urllib.request
 
 import pytest
 from rig.kafka import KafkaBroker
@@ -94,6 +96,12 @@ class Scene:
         counts = wait_until(settled, timeout, "an end of what is pending")
         print(f"counters: {counts}")
         return counts
+
+    def metric(self, name):
+        """A number of the sidecar's /metrics."""
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=5) as r:
+            text = r.read().decode()
+        return float(re.search(rf"^capture_{name} (\S+)$", text, re.M)[1])
 
     def kill_worker(self, r):
         """One of them, at once; returns when there is another."""

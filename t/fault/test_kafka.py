@@ -2,6 +2,7 @@
 connections work. As long as the pools have room nothing is lost; and nothing is
 ever written twice."""
 
+import os
 import random
 import time
 
@@ -43,6 +44,33 @@ def test_an_outage_longer_than_the_pools_is_counted_exactly(scene, shaky, shaky_
     verdict = s.assert_clean(counts, "lost", "cut")
     assert len(verdict.lost) == counts.absent() == counts.lost["pool_full"] > 100
     assert len(verdict.cut) == counts.lost["response"]
+
+
+def outage(scene, shaky, shaky_topic, directory, seconds):
+    """Longer than the workers' memory: the spool has what does not fit there."""
+    s = scene(broker=shaky, topic=shaky_topic, workers=2, buffer="2m", sidecar_conf={
+        **EAGER, "spool.path": os.path.join(directory, "spool"), "settle.time": "500ms"})
+    with s.load(rate=200, timeout=120) as load:
+        load.more(100)
+        shaky.kill()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            load.more(50)
+        wait_until(lambda: s.metric("spool_bytes") > 0, 60, "something in the spool")
+        shaky.start()
+        load.more(100)
+    s.assert_clean(s.counts(120))
+
+
+def test_an_outage_with_a_spool_loses_nothing(scene, shaky, shaky_topic, workdir):
+    outage(scene, shaky, shaky_topic, workdir, 4)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_an_outage_of_a_minute_with_a_spool_loses_nothing(
+        scene, shaky, shaky_topic, workdir):
+    outage(scene, shaky, shaky_topic, workdir, 60)
 
 
 def test_a_broker_of_three_is_killed_and_leaders_move_back(scene, cluster):
@@ -96,21 +124,31 @@ def test_brokers_restart_one_after_the_other(scene, cluster):
     s.assert_clean(s.counts(90))
 
 
-def outage_of_one_partition(scene, cluster, seconds):
-    """Of three partitions with one replica each, one has no leader."""
+def outage_of_one_partition(scene, cluster, seconds, drop=()):
+    """Of three partitions with one replica each, one has no leader. drop: brokers
+    of others whose connections are reset again and again meanwhile."""
     name = f"alone{time.time_ns()}"
     cluster.create_topic(name, config={"min.insync.replicas": "1"},
                          replicas=[[1], [2], [3]])
-    s = scene(broker=cluster, topic=name, workers=2, sidecar_conf=EAGER)
+    s = scene(broker=cluster, topic=name, workers=2, sidecar_conf={
+        "kafka.bootstrap.servers": cluster.fault_bootstrap, **EAGER})
     with s.load(rate=200) as load:
         load.more(100)
         cluster.stop(3)
         wait_until(lambda: cluster.leaders(name)[2] == -1, 30, "no leader")
         before = ends(cluster, name)
+        faults = [cluster.brokers[node].fault for node in drop]
+        connected = [fault.accepted for fault in faults]
         end = time.monotonic() + seconds
         while time.monotonic() < end:
+            for fault in faults:
+                fault.hold(FROM_TARGET)     # with acknowledgements on their way
+                load.more(20)
+                fault.reset()
+                fault.heal()
             load.more(50)
         after = ends(cluster, name)
+        assert all(f.accepted > n for f, n in zip(faults, connected)), "none dropped"
         cluster.start()
         load.more(100)
     # the other partitions have gone on
@@ -130,6 +168,16 @@ def test_a_partition_without_a_leader_keeps_no_other_waiting(scene, cluster):
 @pytest.mark.timeout(300)
 def test_a_partition_without_a_leader_for_a_minute(scene, cluster):
     outage_of_one_partition(scene, cluster, 60)
+
+
+def test_a_partition_without_a_leader_while_connections_to_others_drop(scene, cluster):
+    outage_of_one_partition(scene, cluster, 2, drop=(1, 2))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_the_same_for_a_minute(scene, cluster):
+    outage_of_one_partition(scene, cluster, 60, drop=(1, 2))
 
 
 def bad_network(scene, broker, topic, seconds, conf=None):

@@ -63,7 +63,7 @@ def kills(scene, writer, times, drop, wait="off"):
     with s.load(timeout=120) as load:
         for i in range(times):
             if i % 2:
-                time.sleep(SETTLE + r.random())
+                time.sleep(SETTLE + 2 + r.random())
             load.more(r.randrange(1, 200))
             s.sidecar.kill9()
             time.sleep(r.choice((0, 0.1, 0.5)))
@@ -82,7 +82,7 @@ def test_only_what_is_in_doubt_is_lost_or_doubled(scene, writer, drop):
 @pytest.mark.parametrize("wait", ["off", "mutating"])
 @pytest.mark.parametrize("drop", [False, True], ids=["resend", "drop"])
 def test_only_what_is_in_doubt_is_lost_or_doubled_often(scene, writer, drop, wait):
-    counts, verdict = kills(scene, writer, 60, drop, wait)
+    counts, verdict = kills(scene, writer, 100, drop, wait)
     assert counts.lost.get("maybe_lost", 0) if drop else verdict.doubled
 
 

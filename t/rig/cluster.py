@@ -8,6 +8,7 @@ from confluent_kafka import ElectionType, TopicPartition
 from .kafka import KafkaBroker
 from .process import free_port
 from .status import wait_until
+from .tcp_fault import TcpFault
 from .topics import Topics
 
 NODES = (1, 2, 3)
@@ -21,21 +22,29 @@ PROPERTIES = {
 
 
 class KafkaCluster(Topics):
-    """`brokers` is {number: KafkaBroker}."""
+    """`brokers` is {number: KafkaBroker}, each behind a TcpFault of its own for
+    who asks for `fault_bootstrap`."""
 
     def __init__(self, directory, properties=None):
         quorum = {node: free_port() for node in NODES}
+        faults = {node: TcpFault() for node in NODES}
 
         def make(node):
             return KafkaBroker(os.path.join(str(directory), f"kafka{node}"),
                                properties=PROPERTIES | (properties or {}),
-                               node=node, quorum=quorum)
+                               node=node, quorum=quorum, fault=faults[node])
         with ThreadPoolExecutor() as pool:       # a JVM each formats its storage
             self.brokers = dict(zip(NODES, pool.map(make, NODES)))
+        for fault in faults.values():
+            fault.start()
 
     @property
     def bootstrap(self):
         return ",".join(b.bootstrap for b in self.brokers.values())
+
+    @property
+    def fault_bootstrap(self):
+        return ",".join(b.fault.bootstrap for b in self.brokers.values())
 
     # life
 
@@ -63,6 +72,7 @@ class KafkaCluster(Topics):
     def close(self):
         for broker in self.brokers.values():
             broker.kill()
+            broker.fault.close()
 
     # replicas
 

@@ -66,7 +66,12 @@ static void take_kept(keeper *k) {
         const char *name = rest != NULL ? strsep(&rest, ":") : NULL;
 
         k->kept[k->nkept].fd = FIRST_FD + (int)k->nkept;
-        (void)fcntl(k->kept[k->nkept].fd, F_SETFD, FD_CLOEXEC);
+        if (fcntl(k->kept[k->nkept].fd, F_SETFD, FD_CLOEXEC) == -1) {
+            /* its number will be another's, which must not be taken for it */
+            log_warn("LISTEN_FDS = %ld, but descriptor %d is not open", n,
+                     k->kept[k->nkept].fd);
+            k->kept[k->nkept].fd = -1;
+        }
         snprintf(k->kept[k->nkept].name, KEEPER_NAME, "%s",
                  name != NULL ? name : "");
     }

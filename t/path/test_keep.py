@@ -112,6 +112,27 @@ def test_a_worker_that_ends_without_a_sidecar_need_not_wait_for_one(kept):
     assert "not reported" not in s.nginx.error_log()
 
 
+class Liar:
+    """Promises more descriptors than there are."""
+
+    def command(self, argv):
+        script = 'LISTEN_PID=$$ exec "$@"'
+        return (["bash", "-c", script, "bash", *argv],
+                {"LISTEN_FDS": "5", "LISTEN_FDNAMES": "listener:totals:pool-a:pool-b"}, [])
+
+
+def test_descriptors_that_are_promised_and_not_there(stack):
+    """Their numbers are the sidecar's own ones soon: those must not be taken for them."""
+    s = stack(start_sidecar=False)
+    s.sidecar.keeper = Liar()
+    s.sidecar.start()
+    s.wait_linked()
+    with Session(s) as c:
+        c.request("POST", "/", body=b"x")
+        s.wait_for_status(settled(1))
+    assert "LISTEN_FDS = 5, but descriptor 7 is not open" in s.sidecar.log_text()
+
+
 def test_a_pool_whose_worker_lives_waits_for_it(kept):
     s, counts = kept()
     with Session(s) as c:

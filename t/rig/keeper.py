@@ -4,9 +4,20 @@
 import fcntl
 import os
 import socket
+import sys
 import threading
 
-HIGH = 200      # beyond what a bash redirection and the children use
+HIGH = 200      # beyond all that are given
+# (not a shell's redirections: it keeps descriptors of its own from 10 on)
+START = """
+import os, sys
+n = int(sys.argv[1])
+for i, fd in enumerate(map(int, sys.argv[2:2 + n])):
+    os.dup2(fd, 3 + i, inheritable=True)
+    os.close(fd)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.argv[2 + n], sys.argv[2 + n:])
+"""
 
 
 class Keeper:
@@ -30,9 +41,8 @@ class Keeper:
         with self._lock:
             fds = [fcntl.fcntl(fd, fcntl.F_DUPFD, HIGH) for fd in self.kept.values()]
             names = ":".join(self.kept)
-        moves = "".join(f" {3 + i}<&{fd} {fd}<&-" for i, fd in enumerate(fds))
-        script = (f"exec{moves}; " if fds else "") + 'LISTEN_PID=$$ exec "$@"'
-        return (["bash", "-c", script, "bash", *argv],
+        return ([sys.executable, "-IS", "-c", START, str(len(fds)), *map(str, fds),
+                 *argv],
                 {"NOTIFY_SOCKET": self.path, "FDSTORE": "1000",
                  "LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": names}, fds)
 

@@ -2,6 +2,7 @@
 resets. What it lets through is unchanged and in order."""
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
@@ -147,7 +148,8 @@ class TcpFault:
 
 def _abort(writer):
     sock = writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with contextlib.suppress(OSError):     # it has been closed already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 
 

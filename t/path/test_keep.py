@@ -120,6 +120,9 @@ class Liar:
         return (["bash", "-c", script, "bash", *argv],
                 {"LISTEN_FDS": "5", "LISTEN_FDNAMES": "listener:totals:pool-a:pool-b"}, [])
 
+    def close(self):
+        pass
+
 
 def test_descriptors_that_are_promised_and_not_there(stack):
     """Their numbers are the sidecar's own ones soon: those must not be taken for them."""

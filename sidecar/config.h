@@ -158,6 +158,9 @@ const char *config_kafka(const config *c, const char *kafka_name);
  * of it is a copy: it is good until `c` changes, and freed with `c`.
  */
 void config_view(const config *c, size_t i, config *into);
+/* The values of kafka.* anew, and nothing else: other threads read the rest of
+   `view` (kafka_token.c). */
+void config_view_again(const config *c, size_t i, config *view);
 /* What it is called: "default", or the name. */
 const char *config_destination_name(const config *c, size_t i);
 

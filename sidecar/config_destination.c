@@ -193,6 +193,14 @@ static bool takes_token(const config *view) {
     return protocol == NULL || strncasecmp(protocol, "sasl_", 5) == 0;
 }
 
+void config_view_again(const config *c, size_t i, config *view) {
+    memcpy(view->kafka, c->kafka, sizeof(view->kafka));
+    view->nkafka = c->nkafka;
+    for (size_t p = 0; i > 0 && p < c->destinations[i - 1].nkafka; p++) {
+        override(view, &c->destinations[i - 1].kafka[p]);
+    }
+}
+
 void config_view(const config *c, size_t i, config *into) {
     *into = *c;
     into->destinations = NULL;
@@ -206,9 +214,7 @@ void config_view(const config *c, size_t i, config *into) {
         return;
     }
     into->topic = c->destinations[i - 1].topic;
-    for (size_t p = 0; p < c->destinations[i - 1].nkafka; p++) {
-        override(into, &c->destinations[i - 1].kafka[p]);
-    }
+    config_view_again(c, i, into);
     if (!takes_token(into)) {
         into->token_source = CONFIG_TOKEN_NONE;
     }

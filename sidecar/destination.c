@@ -149,7 +149,7 @@ void destinations_reload(destinations *ds) {
     for (size_t i = 0; i < ds->n; i++) {
         destination *d = &ds->at[i];
 
-        config_view(d->config, d->number, &d->view);
+        config_view_again(d->config, d->number, &d->view);
         if (d->kafka != NULL) {
             kafka_reload(d->kafka);
         }

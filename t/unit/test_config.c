@@ -75,6 +75,34 @@ START_TEST(a_destination_has_what_it_says_and_else_what_all_have) {
 }
 END_TEST
 
+/* By HUP; all else is read by other threads meanwhile. */
+START_TEST(a_view_gets_new_values_and_nothing_else) {
+    config v, before;
+    char value[] = "new";
+
+    ck_assert_int_eq(
+        read_text(GOOD "token.source = command\ntoken.command = /bin/true\n"
+                       "topic.a = a\ntopic.a.kafka.client.id = x\n",
+                  0600),
+        0);
+    for (size_t i = 0; i < 2; i++) {
+        config_property *p = i == 0 ? &c.kafka[0] : &c.destinations[0].kafka[0];
+        char *old = p->value;
+
+        memset(&v, 0xee, sizeof(v));
+        before = v;
+        p->value = value;
+        config_view_again(&c, i, &v);
+        ck_assert_str_eq(config_kafka(&v, p->name), "new");
+        ck_assert_uint_eq(v.nkafka, 1 + i);
+        p->value = old;
+        v.nkafka = before.nkafka;
+        memcpy(v.kafka, before.kafka, sizeof(v.kafka));
+        ck_assert_mem_eq(&v, &before, sizeof(v));
+    }
+}
+END_TEST
+
 START_TEST(without_destinations_nothing_has_a_name) {
     config v;
     char of[80];
@@ -402,6 +430,7 @@ int main(void) {
     TCase *t = tcase_create("config");
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_add_test(t, a_destination_has_what_it_says_and_else_what_all_have);
+    tcase_add_test(t, a_view_gets_new_values_and_nothing_else);
     tcase_add_test(t, without_destinations_nothing_has_a_name);
     tcase_add_test(t, names_of_destinations_are_the_workers);
     tcase_add_test(t, a_token_is_for_those_that_take_it);

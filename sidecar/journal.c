@@ -678,6 +678,10 @@ static node *find_node(journal *j, const char *id) {
     return NULL;
 }
 
+bool journal_has_node(journal *j, const char *node_id) {
+    return find_node(j, node_id) != NULL;
+}
+
 const char *journal_adopt_pool(journal *j, pool *p) {
     node *n = find_node(j, p->node_id);
     journal_op *op;

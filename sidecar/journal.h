@@ -51,7 +51,7 @@ typedef struct journal journal;
 typedef struct {
     /* Records that had to wait may be tried again. */
     void (*committed)(void *owner);
-    /* A pool that was recovered (links_adopt_orphan); `fd` stays ours. */
+    /* A pool that was recovered (links_adopt_recovered); `fd` stays ours. */
     int (*recovered)(void *owner, int fd, const char **why);
 } journal_events;
 
@@ -103,6 +103,9 @@ void journal_adopt_conn(journal *j, conn *c);
 /* A pool that has had an owner is taken over: it is right, and the journal is
    not.  NULL, or why it must be refused: it is recovered already. */
 const char *journal_adopt_pool(journal *j, pool *p);
+
+/* Whether it has something of a worker whose pool has not come. */
+bool journal_has_node(journal *j, const char *node_id);
 
 /* For the loop's hook, behind the ledger's turn: hands the group over, unless
    one is being written. */

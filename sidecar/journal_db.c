@@ -13,6 +13,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
+#include "sidecar/boot.h"
 #include "sidecar/journal_recover.h"
 
 #define JOURNAL_VERSION 1
@@ -62,18 +63,6 @@ static int failed(const journal_db *d, const char *what, char *why) {
 }
 
 /* ---- opening ---- */
-
-static void boot_id(char *text, size_t size) {
-    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
-
-    if (f == NULL || fgets(text, (int)size, f) == NULL) {
-        snprintf(text, size, "unknown");
-    }
-    text[strcspn(text, "\n")] = '\0';
-    if (f != NULL) {
-        fclose(f);
-    }
-}
 
 static int run(journal_db *d, const char *text) {
     return sqlite3_exec(d->db, text, NULL, NULL, NULL);

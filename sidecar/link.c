@@ -135,16 +135,14 @@ static void retire_pool(links *ls, const pool *p, enum cap_reason reason) {
     uint64_t parts;
 
     add_pool(p, &last);
+    last.reason[reason] += last.pending;
     parts = last.captured;
     for (int i = 0; i < CAP_REASON_CELLS; i++) {
         parts += last.reason[i];
     }
-    if (last.seen > parts && reason == CAP_WORKER_EXIT) {
-        last.reason[reason] += last.seen - parts;
+    if (last.seen > parts && reason != CAP_BAD_LINK && reason != CAP_INTERNAL) {
+        last.reason[CAP_WORKER_EXIT] += last.seen - parts;
         parts = last.seen;
-    } else if (last.pending > 0) {
-        last.reason[reason] += last.pending;
-        parts += last.pending;
     }
     last.seen = parts;
     last.pending = 0;
@@ -228,12 +226,13 @@ static void unkeep(const peer *p) {
     }
 }
 
-enum links_pool links_has(const links *ls, uint64_t device, uint64_t inode,
-                          const char *node_id) {
+static enum links_pool find_pool(const links *ls, const peer *but,
+                                 uint64_t device, uint64_t inode,
+                                 const char *node_id) {
     const peer *p;
 
     TAILQ_FOREACH(p, &ls->peers, all) {
-        if (p->pool == NULL) {
+        if (p->pool == NULL || p == but) {
             continue;
         }
         if (p->pool->inode == inode && p->pool->device == device) {
@@ -244,6 +243,11 @@ enum links_pool links_has(const links *ls, uint64_t device, uint64_t inode,
         }
     }
     return LINKS_NOT;
+}
+
+enum links_pool links_has(const links *ls, uint64_t device, uint64_t inode,
+                          const char *node_id) {
+    return find_pool(ls, NULL, device, inode, node_id);
 }
 
 /* ---- a peer's end ---- */
@@ -314,8 +318,10 @@ static void unlink_peer(peer *p, enum peer_state next) {
     if (p->state == LINKED) {
         metrics_cell[METRIC_LINKS]--;
     }
+    if (p->state == ACCEPTED || p->state == LINKED) {
+        metrics_cell[METRIC_POOLS_ORPHANED]++;
+    }
     p->state = next;
-    metrics_cell[METRIC_POOLS_ORPHANED]++;
     p->move_ns =
         loop_now_ns(p->links->loop) + (p->links->draining ? 0 : MOVE_NS);
     close_sock(p);
@@ -357,6 +363,9 @@ static void retire(peer *p) {
         atomic_store_explicit(&p->pool->header->retired, 1,
                               memory_order_release);
         step(STEP_RETIRED);
+        if (p->pool->nspooled > 0 && p->links->spool != NULL) {
+            (void)spool_drop(p->links->spool, p->pool->node_id); /* unread */
+        }
         if (p->pool->in_file) {
             pool_file_remove(p->links->spool, p->pool);
         }
@@ -479,40 +488,43 @@ static const char *check_hello(const cap_message *m, size_t n, bool cut,
     return NULL;
 }
 
-/* Two owners in one process would be as bad as in two. */
-static bool is_ours(const peer *p) {
-    const peer *other;
-
-    TAILQ_FOREACH(other, &p->links->peers, all) {
-        if (other != p && other->pool != NULL &&
-            other->pool->inode == p->pool->inode &&
-            other->pool->device == p->pool->device) {
-            return true;
-        }
+/* NULL, or why this sidecar must not have the pool once more: two owners in one
+   process would be as bad as in two, and what it has in files goes by nodeId. */
+static const char *is_twin(const peer *p) {
+    switch (find_pool(p->links, p, p->pool->device, p->pool->inode,
+                      p->pool->node_id)) {
+    case LINKS_MEMORY:
+        return "this sidecar has had this pool, and it stays its own";
+    case LINKS_COPY:
+        metrics_cell[METRIC_LINKS_BAD]++;
+        return "another worker's pool has this nodeId";
+    default:
+        return NULL;
     }
-    return false;
 }
 
 /* What p->pool needs around it; NULL, or why it must not be read. */
 static const char *furnish(peer *p, enum cap_refusal *code) {
     links *ls = p->links;
+    const char *why;
 
     if (!p->pool->in_file) {
         count_pool_bytes(ls, p->pool->mapped, 0);
     }
-    if (is_ours(p)) {
+    why = is_twin(p);
+    if (why != NULL) {
         *code = CAP_REFUSED_LAYOUT;
         pool_keep(p->pool);
-        return "this sidecar has had this pool, and it stays its own";
+        return why;
     }
     *code = CAP_REFUSED_LIMIT;
     if (ls->spool != NULL && pool_use_spool(p->pool, ls->spool) != 0) {
-        return "out of memory";
+        return pool_no_memory;
     }
     p->assemble =
         assemble_new(p->pool, ls->ledger, ls->loop, ls->config->flush_time);
     if (p->assemble == NULL) {
-        return "out of memory";
+        return pool_no_memory;
     }
     *code = CAP_REFUSED_LAYOUT; /* of what else may be wrong */
     return NULL;
@@ -551,7 +563,7 @@ static const char *take_over(peer *p, const int *fds, enum cap_refusal *code) {
 }
 
 /* The pool has had an owner before us, which is dead. */
-static const char *adopt(peer *p) {
+static const char *try_adopt(peer *p) {
     const char *why;
 
     step(STEP_OWNED);
@@ -576,6 +588,21 @@ static const char *adopt(peer *p) {
     return why;
 }
 
+/* What the spool has of one that cannot be is nobody's. */
+static const char *adopt(peer *p) {
+    const char *why = try_adopt(p);
+    spool *s = p->links->spool;
+
+    if (why != NULL && s != NULL) {
+        if (pool_may_pass(why)) {
+            spool_unclaim(s, p->pool->node_id);
+        } else {
+            (void)spool_drop(s, p->pool->node_id);
+        }
+    }
+    return why;
+}
+
 static void welcome(peer *p, uint32_t pid, int fd) {
     links *ls = p->links;
     cap_message m = {.magic = CAP_HELLO_MAGIC,
@@ -592,7 +619,9 @@ static void welcome(peer *p, uint32_t pid, int fd) {
         const char *why = adopt(p);
 
         if (why != NULL) {
-            pool_keep(p->pool);
+            if (!pool_may_pass(why)) {
+                pool_keep(p->pool);
+            }
             refuse(p, CAP_REFUSED_LAYOUT, why);
             return;
         }
@@ -629,15 +658,20 @@ static const char *map_orphan(peer *p, int fd, bool in_file) {
     return furnish(p, &code);
 }
 
+enum origin { FROM_MEMORY, FROM_FILE, FROM_JOURNAL };
+
 /* Nobody is at the other end: as a worker that hangs up at once. */
-static int adopt_orphan(links *ls, int fd, bool in_file, const char **why) {
+static int adopt_orphan(links *ls, int fd, enum origin from, const char **why) {
     peer *p = new_peer(ls);
 
     if (p == NULL) {
-        *why = "out of memory";
+        *why = pool_no_memory;
         return -1;
     }
-    *why = map_orphan(p, fd, in_file);
+    *why = map_orphan(p, fd, from == FROM_FILE);
+    if (*why == NULL && from == FROM_JOURNAL && ls->spool != NULL) {
+        (void)spool_drop(ls->spool, p->pool->node_id);
+    }
     if (*why == NULL &&
         atomic_load_explicit(&p->pool->header->retired, memory_order_acquire)) {
         *why = pool_retired;
@@ -660,11 +694,40 @@ static int adopt_orphan(links *ls, int fd, bool in_file, const char **why) {
 }
 
 int links_adopt_orphan(links *ls, int fd, const char **why) {
-    return adopt_orphan(ls, fd, false, why);
+    return adopt_orphan(ls, fd, FROM_MEMORY, why);
 }
 
 int links_adopt_file(links *ls, int fd, const char **why) {
-    return adopt_orphan(ls, fd, true, why);
+    return adopt_orphan(ls, fd, FROM_FILE, why);
+}
+
+int links_adopt_recovered(links *ls, int fd, const char **why) {
+    return adopt_orphan(ls, fd, FROM_JOURNAL, why);
+}
+
+int links_lose_file(links *ls, int fd, const char **why) {
+    pool *p = pool_open_file(fd, why);
+
+    if (p == NULL) {
+        return -1;
+    }
+    log_error("spool: pools/%.*s is of before the host's last start, and was "
+              "not synced: nobody goes on with it",
+              (int)sizeof(p->node_id), p->node_id);
+    metrics_cell[METRIC_POOLS_LOST]++;
+    if (ls->journal == NULL || !journal_has_node(ls->journal, p->node_id)) {
+        pool_adopt_counters(p);
+        retire_pool(ls, p, CAP_MAYBE_LOST);
+        step(STEP_FOLDED);
+    }
+    atomic_store_explicit(&p->header->retired, 1, memory_order_release);
+    step(STEP_RETIRED);
+    if (ls->spool != NULL) {
+        (void)spool_drop(ls->spool, p->node_id);
+        pool_file_remove(ls->spool, p);
+    }
+    pool_free(p);
+    return 0;
 }
 
 static void greet(peer *p) {

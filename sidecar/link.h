@@ -56,6 +56,17 @@ int links_adopt_orphan(links *ls, int fd, const char **why);
 /* The same of a pool in a file of ours (pool_file.h), which nobody else can cut. */
 int links_adopt_file(links *ls, int fd, const char **why);
 
+/* The same of a pool that was recovered from the journal: its frames are numbered
+   anew, so what the spool has of it is of no use. */
+int links_adopt_recovered(links *ls, int fd, const char **why);
+
+/*
+ * Nobody goes on with the pool in this file: what was not settled in it is counted
+ * as lost(maybe_lost), unless the journal has what clients waited for there; then
+ * it is counted when that is recovered.  0, or -1 with *why: it is no sound pool.
+ */
+int links_lose_file(links *ls, int fd, const char **why);
+
 /*
  * For the loop's hook: reads what the workers have published, a bounded
  * amount.  Returns how long the loop may sleep, in ns: 0 not at all, -1 for
@@ -82,7 +93,7 @@ enum links_pool {
     LINKS_COPY    /* the same pool is, in other memory */
 };
 
-/* Whether a pool's memory is mapped here. */
+/* Whether a pool's memory is mapped here; inode 0 is nobody's. */
 enum links_pool links_has(const links *ls, uint64_t device, uint64_t inode,
                           const char *node_id);
 

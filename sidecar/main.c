@@ -175,7 +175,7 @@ static void committed(void *owner) {
 }
 
 static int recovered(void *owner, int fd, const char **why) {
-    return links_adopt_orphan(((sidecar *)owner)->links, fd, why);
+    return links_adopt_recovered(((sidecar *)owner)->links, fd, why);
 }
 
 /* Only where there is a directory for it. */

@@ -45,6 +45,9 @@
       "back yet")                                                              \
     X(POOLS_DAMAGED, "pools_damaged_total", counter,                           \
       "files in the spool's pools/ that are no sound pool's: set aside")       \
+    X(POOLS_LOST, "pools_lost_total", counter,                                 \
+      "files in the spool's pools/ of before the host's last start: what "     \
+      "was not settled in them is lost(maybe_lost)")                           \
     X(POOL_BYTES, "pool_bytes", gauge, "mapped memory of all pools")           \
     X(POOL_BLOCKS, "pool_blocks", gauge, "blocks of all pools, 64 KiB each")   \
     X(POOL_BLOCKS_USED, "pool_blocks_used", gauge,                             \
@@ -60,6 +63,8 @@
       "times that a block found no room in the spool")                         \
     X(SPOOL_DAMAGED, "spool_damaged_blocks_total", counter,                    \
       "blocks in the spool whose checksum was wrong")                          \
+    X(SPOOL_SWEPT, "spool_swept_blocks_total", counter,                        \
+      "blocks in the spool that were given up, since their pools are gone")    \
     X(JOURNAL_BYTES, "journal_bytes", gauge,                                   \
       "frames in the journal (durability = disk) that Kafka has not "          \
       "acknowledged")                                                          \

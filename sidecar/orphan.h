@@ -5,6 +5,11 @@
  *   it lives   (it holds a lock on the memory, fcntl's, which the kernel drops
  *              with the process): it comes by itself, with a HELLO
  *   it is dead links_adopt_orphan
+ *
+ * What cannot be taken over for want of memory or descriptors is tried again for
+ * a minute, and stays where it is, for the next sidecar, after that.  When all
+ * have been taken over, and every worker that lives has had its time, the spool
+ * is swept.
  */
 #ifndef SIDECAR_ORPHAN_H
 #define SIDECAR_ORPHAN_H
@@ -13,6 +18,10 @@
 #include "sidecar/link.h"
 
 typedef struct orphans orphans;
+
+/* After so long no worker comes back any more, since that has taken 4 s at most.
+   A test may shorten it. */
+extern int64_t orphans_sweep_ns;
 
 /* Takes over what needs no worker, and looks after the rest.  `s` may be NULL.
    NULL: out of memory. */

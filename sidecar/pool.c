@@ -27,6 +27,14 @@ struct pool_slab {
 };
 
 const char pool_over_limit[] = "the pool is over the limit (pools.size)";
+const char pool_no_memory[] = "out of memory";
+const char pool_no_descriptor[] = "out of memory, or of descriptors";
+static const char pool_not_mapped[] = "the pool cannot be mapped";
+
+bool pool_may_pass(const char *why) {
+    return strcmp(why, pool_no_memory) == 0 || why == pool_no_descriptor ||
+           why == pool_not_mapped;
+}
 
 /* ---- mapping ---- */
 
@@ -135,7 +143,7 @@ static pool *open_any(int fd, uint64_t limit, const char **why) {
     pool *p = calloc(1, sizeof(*p));
     void *base;
 
-    *why = "out of memory";
+    *why = pool_no_memory;
     if (p == NULL) {
         return NULL;
     }
@@ -148,7 +156,7 @@ static pool *open_any(int fd, uint64_t limit, const char **why) {
     }
     base = mmap(NULL, p->mapped, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (base == MAP_FAILED) {
-        *why = "the pool cannot be mapped";
+        *why = pool_not_mapped;
         free(p);
         return NULL;
     }
@@ -157,8 +165,7 @@ static pool *open_any(int fd, uint64_t limit, const char **why) {
     (void)madvise(base, p->mapped, MADV_DONTDUMP);
     *why = copy_header(p);
     if (*why == NULL) {
-        *why =
-            make_places(p, p->geometry.nblocks) != 0 ? "out of memory" : NULL;
+        *why = make_places(p, p->geometry.nblocks) != 0 ? pool_no_memory : NULL;
     }
     if (*why != NULL) {
         pool_free(p);
@@ -235,7 +242,7 @@ static int by_first_seq(const void *a, const void *b) {
     return (x->first_seq > y->first_seq) - (x->first_seq < y->first_seq);
 }
 
-static void adopt_counters(pool *p) {
+void pool_adopt_counters(pool *p) {
     cap_sidecar_counters *s = &p->header->sidecar;
 
     p->count.captured =
@@ -268,21 +275,46 @@ static int add_old(pool *p, uint32_t *room, struct pool_old old) {
     return 0;
 }
 
+/*
+ * How many of its blocks the spool has, for a successor.  Raised when one is
+ * there, lowered before it goes: so there are never fewer, unless some were
+ * damaged, or given up.
+ */
+static void show_spooled(pool *p, uint32_t n) {
+    if (pool_owned(p)) {
+        atomic_store_explicit(&p->header->spooled, n, memory_order_release);
+        step(STEP_SPOOLED);
+    }
+}
+
+static void leave_spool(pool *p, uint32_t slot) {
+    p->nspooled -= p->nspooled > 0;
+    show_spooled(p, p->nspooled);
+    spool_release(p->spool, slot);
+}
+
 /* What the spool has of this pool. */
 static int find_spooled(pool *p, uint32_t *room) {
-    uint32_t slot = 0;
+    uint32_t slot = 0, found = 0;
+    uint32_t told =
+        atomic_load_explicit(&p->header->spooled, memory_order_acquire);
 
+    p->nspooled = told;
     while (p->spool != NULL &&
            (slot = spool_claim(p->spool, p->node_id, slot)) != SPOOL_NO_SLOT) {
         const cap_block *b = spool_block(p->spool, slot);
 
+        found++;
         if (!pool_is_old(p, b->first_seq)) {
-            spool_release(p->spool, slot);
+            leave_spool(p, slot);
         } else if (add_old(p, room,
                            (struct pool_old){b->first_seq, POOL_NO_BLOCK, slot,
                                              b->generation}) != 0) {
             return -1;
         }
+    }
+    if (found < told) {
+        p->bad = "blocks of it are missing in the spool";
     }
     return 0;
 }
@@ -298,13 +330,24 @@ static void drop_twins(pool *p) {
             last->slot == p->old[i].slot) {
             p->old[kept++] = p->old[i];
         } else if (last->slot != SPOOL_NO_SLOT) {
-            spool_release(p->spool, last->slot);
+            leave_spool(p, last->slot);
             *last = p->old[i];
         } else {
-            spool_release(p->spool, p->old[i].slot);
+            leave_spool(p, p->old[i].slot);
         }
     }
     p->nold = kept;
+}
+
+/* Those of one that an owner had put there before it could say so, too. */
+static void recount_spooled(pool *p) {
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < p->nold; i++) {
+        n += p->old[i].slot != SPOOL_NO_SLOT;
+    }
+    p->nspooled = n;
+    show_spooled(p, n);
 }
 
 /*
@@ -318,7 +361,7 @@ const char *pool_adopt(pool *p) {
 
     p->old = calloc(room, sizeof(*p->old));
     if (p->old == NULL) {
-        return "out of memory";
+        return pool_no_memory;
     }
     p->adopted_seq = h->offered_seq;
     p->adopted_handed = h->offered_handed;
@@ -337,14 +380,17 @@ const char *pool_adopt(pool *p) {
         }
     }
     if (find_spooled(p, &room) != 0) {
-        return "out of memory";
+        return pool_no_memory;
     }
     qsort(p->old, p->nold, sizeof(*p->old), by_first_seq);
     drop_twins(p);
+    if (p->bad == NULL) {
+        recount_spooled(p);
+    }
     if (p->nold == 0) {
         p->seq = p->adopted_seq + 1;
     }
-    adopt_counters(p);
+    pool_adopt_counters(p);
     return NULL;
 }
 
@@ -508,7 +554,7 @@ static void return_block(pool *p, uint32_t place) {
     if (b->slot == SPOOL_NO_SLOT) {
         return_memory(p, b);
     } else if (!p->left) {
-        spool_release(p->spool, b->slot);
+        leave_spool(p, b->slot);
     }
     free_place(p, place);
 }
@@ -539,6 +585,7 @@ void pool_spill(pool *p, int64_t now_ns) {
         if (slot == SPOOL_NO_SLOT) {
             return;
         }
+        show_spooled(p, ++p->nspooled);
         b->slot = slot;
         b->data = spool_block(p->spool, slot);
         return_memory(p, b);

@@ -117,10 +117,11 @@ typedef struct pool {
 
     uint64_t journal_commit; /* the journal's: before it nothing is sent */
 
-    spool *spool;     /* or NULL */
-    bool left;        /* to a successor: nothing is given back or released */
-    bool in_file;     /* pool_file.h */
-    uint32_t charged; /* there: blocks of the spool's room that it takes */
+    spool *spool;      /* or NULL */
+    uint32_t nspooled; /* blocks of it that are there */
+    bool left;         /* to a successor: nothing is given back or released */
+    bool in_file;      /* pool_file.h */
+    uint32_t charged;  /* there: blocks of the spool's room that it takes */
     pool_block *blocks;
     uint32_t nblocks;     /* places that have ever been used */
     uint32_t max_blocks;  /* places that there are */
@@ -152,6 +153,11 @@ pool *pool_open(int fd, uint64_t limit, const char **why);
 /* The same of a pool in a file of our own, which nobody else can cut. */
 pool *pool_open_file(int fd, const char **why);
 
+/* Whether this *why (of any of these, or of who calls them) passes by itself:
+   nothing has been decided of the pool, and it can be tried again. */
+bool pool_may_pass(const char *why);
+extern const char pool_no_memory[], pool_no_descriptor[];
+
 /* Unmaps; every frame_ref of it becomes invalid. */
 void pool_free(pool *p);
 
@@ -163,9 +169,13 @@ uint64_t pool_own(pool *p);
  * After pool_own, of a pool that had an owner before: pool_read gives what is
  * in the blocks that are lent, and then what comes by the ring.  Counters go on
  * from where the header has them; `open` of them is the caller's to tell.
- * NULL, or why not.
+ * NULL, or why not.  Where blocks that were in the spool are missing, nothing of
+ * it can be read (p->bad).
  */
 const char *pool_adopt(pool *p);
+
+/* The counters alone, of a pool that nobody goes on with. */
+void pool_adopt_counters(pool *p);
 
 /*
  * After pool_own and before pool_adopt, of a pool whose worker is dead: does
@@ -202,6 +212,12 @@ static inline const void *pool_payload(const pool *p, const frame_ref *r) {
 /* Before anything is read: blocks may move to the spool.  0, or -1: out of
    memory. */
 int pool_use_spool(pool *p, spool *s);
+
+/* Of a block of the worker's memory: its place in pool.blocks, or POOL_NO_BLOCK:
+   it is not lent to us, whatever it says itself. */
+static inline uint32_t pool_place(const pool *p, uint32_t index) {
+    return p->lent[index] < POOL_SPENT ? p->lent[index] : POOL_NO_BLOCK;
+}
 
 /*
  * Moves blocks to the spool, the oldest first, while more than three quarters

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "sidecar/boot.h"
 #include "sidecar/log.h"
 #include "sidecar/metrics.h"
 #include "sidecar/step.h"
@@ -27,6 +28,7 @@ struct pool_file {
     int fd;
     uint32_t next; /* block to be looked at */
     bool *copied;
+    uint32_t ncopied;
     uint32_t charged; /* blocks of the spool's room */
     bool done;
 };
@@ -36,7 +38,7 @@ static void name_of(const pool *p, const char *suffix, file_name name) {
              p->node_id, suffix);
 }
 
-/* What is in its place in the worker's memory; the spool has the rest. */
+/* What is in its place in a file; the spool has the rest. */
 static bool is_lent(const pool *p, uint32_t index) {
     return atomic_load_explicit(
                &cap_block_at(p->header, &p->geometry, index)->generation,
@@ -54,7 +56,7 @@ static uint32_t room_of(const pool *p) {
     uint32_t n = head_blocks(p);
 
     for (uint32_t i = 0; i < p->geometry.nblocks; i++) {
-        n += is_lent(p, i);
+        n += pool_place(p, i) != POOL_NO_BLOCK;
     }
     return n;
 }
@@ -115,6 +117,27 @@ static uint64_t place_of(const pool *p, uint32_t index) {
     return p->geometry.blocks_at + (uint64_t)index * CAP_BLOCK_SIZE;
 }
 
+static int write_at(const pool_file *f, const void *what, size_t size,
+                    uint64_t at) {
+    return pwrite(f->fd, what, size, (off_t)at) == (ssize_t)size ? 0 : -1;
+}
+
+/* It says of itself what our books say of it. */
+static int copy_block(pool_file *f, uint32_t index) {
+    const pool *p = f->pool;
+    uint64_t at = place_of(p, index);
+    uint32_t generation = p->blocks[pool_place(p, index)].generation;
+
+    if (copy(f, at, CAP_BLOCK_SIZE) != 0 ||
+        write_at(f, &generation, sizeof(generation),
+                 at + offsetof(cap_block, generation)) != 0) {
+        return -1;
+    }
+    f->copied[index] = true;
+    f->ncopied++;
+    return 0;
+}
+
 /* A block that came to be done with meanwhile is lent no more, as a hole. */
 static int leave_out(const pool_file *f, uint32_t index) {
     return fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
@@ -122,15 +145,14 @@ static int leave_out(const pool_file *f, uint32_t index) {
 }
 
 static int copy_some(pool_file *f) {
-    pool *p = f->pool;
+    const pool *p = f->pool;
 
     for (int n = 0; f->next < p->geometry.nblocks && n < STEP_BLOCKS;
          f->next++) {
-        if (is_lent(p, f->next)) {
-            if (copy(f, place_of(p, f->next), CAP_BLOCK_SIZE) != 0) {
+        if (pool_place(p, f->next) != POOL_NO_BLOCK) {
+            if (copy_block(f, f->next) != 0) {
                 return -1;
             }
-            f->copied[f->next] = true;
             n++;
         }
     }
@@ -140,17 +162,25 @@ static int copy_some(pool_file *f) {
 /* From here on nothing is written to the pool, until it is in its file. */
 static int copy_head(pool_file *f) {
     pool *p = f->pool;
+    char boot[BOOT_ID_SIZE];
+    uint32_t takes;
 
     for (uint32_t i = 0; i < p->geometry.nblocks; i++) {
-        if (f->copied[i] && !is_lent(p, i)) {
+        if (f->copied[i] && pool_place(p, i) == POOL_NO_BLOCK) {
             if (leave_out(f, i) != 0) {
                 return -1;
             }
-            f->charged--;
-            spool_uncharge(p->spool, 1);
+            f->copied[i] = false;
+            f->ncopied--;
         }
     }
-    return copy(f, 0, p->geometry.ring_at);
+    takes = head_blocks(p) + f->ncopied;
+    spool_uncharge(p->spool, f->charged - takes);
+    f->charged = takes;
+    boot_mark(boot);
+    return copy(f, 0, p->geometry.ring_at) != 0
+               ? -1
+               : write_at(f, boot, sizeof(boot), offsetof(cap_header, boot_id));
 }
 
 static int put_in_place(pool_file *f) {
@@ -221,8 +251,17 @@ void pool_file_free(pool_file *f) {
 
 void pool_file_charge(pool *p, spool *s) {
     p->in_file = true;
-    p->charged = room_of(p);
+    p->charged = head_blocks(p);
+    for (uint32_t i = 0; i < p->geometry.nblocks; i++) {
+        p->charged += is_lent(p, i);
+    }
     spool_charge_anyway(s, p->charged);
+}
+
+_Static_assert(BOOT_ID_SIZE == CAP_BOOT_ID_SIZE, "they are the same");
+
+bool pool_file_is_sound(const cap_header *h) {
+    return boot_is_this(h->boot_id);
 }
 
 void pool_file_remove(spool *s, const pool *p) {
@@ -252,13 +291,20 @@ static void set_aside(int dir, const char *name, const char *why) {
     }
 }
 
+/* As pool_may_pass knows it. */
+static const char *why_of(int error) {
+    return error == EMFILE || error == ENFILE || error == ENOMEM
+               ? pool_no_descriptor
+               : strerror(error);
+}
+
 /* A descriptor, or -1 with *why. */
 static int open_file(int dir, const char *name, const char **why) {
     struct stat st;
     int fd = openat(dir, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 
     if (fd == -1) {
-        *why = strerror(errno);
+        *why = why_of(errno);
         return -1;
     }
     if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
@@ -270,10 +316,9 @@ static int open_file(int dir, const char *name, const char **why) {
     return fd;
 }
 
-static void take_file(int dir, const char *name,
-                      const char *(*take)(void *owner, int fd,
-                                          const char *name),
-                      void *owner) {
+/* Why it is to be tried again, or NULL. */
+static const char *take_file(int dir, const char *name, pool_file_take *take,
+                             void *owner) {
     const char *why = NULL;
     int fd = open_file(dir, name, &why);
 
@@ -281,31 +326,57 @@ static void take_file(int dir, const char *name,
         why = take(owner, fd, name);
         close(fd);
     }
-    if (why != NULL) {
-        set_aside(dir, name, why);
+    if (why == NULL || pool_may_pass(why)) {
+        return why;
+    }
+    set_aside(dir, name, why);
+    return NULL;
+}
+
+static DIR *open_pools(const spool *s, const char **why) {
+    int at = openat(spool_pools(s), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = at != -1 ? fdopendir(at) : NULL;
+
+    if (d == NULL) {
+        *why = why_of(errno);
+        if (at != -1) {
+            close(at);
+        }
+    }
+    return d;
+}
+
+void pool_file_clean(spool *s) {
+    const char *why;
+    DIR *d = open_pools(s, &why);
+    struct dirent *e;
+
+    while (d != NULL && (e = readdir(d)) != NULL) {
+        if (ends_with(e->d_name, UNFINISHED)) {
+            (void)unlinkat(spool_pools(s), e->d_name, 0);
+        }
+    }
+    if (d != NULL) {
+        closedir(d);
     }
 }
 
-void pool_file_each(spool *s,
-                    const char *(*take)(void *owner, int fd, const char *name),
-                    void *owner) {
-    int at = openat(spool_pools(s), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *d = at != -1 ? fdopendir(at) : NULL;
+const char *pool_file_each(spool *s, pool_file_take *take, void *owner) {
+    const char *why, *again = NULL;
+    DIR *d = open_pools(s, &why);
     struct dirent *e;
 
     if (d == NULL) {
-        log_error("spool: pools/ cannot be read: %s", strerror(errno));
-        return;
+        log_error("spool: pools/ cannot be read: %s", why);
+        return pool_may_pass(why) ? why : NULL;
     }
     while ((e = readdir(d)) != NULL) {
-        if (e->d_name[0] == '.' || ends_with(e->d_name, DAMAGED)) {
-            continue;
-        }
-        if (ends_with(e->d_name, UNFINISHED)) {
-            (void)unlinkat(spool_pools(s), e->d_name, 0); /* of one that died */
-        } else {
-            take_file(spool_pools(s), e->d_name, take, owner);
+        if (e->d_name[0] != '.' && !ends_with(e->d_name, DAMAGED) &&
+            !ends_with(e->d_name, UNFINISHED)) {
+            why = take_file(spool_pools(s), e->d_name, take, owner);
+            again = why != NULL ? why : again;
         }
     }
     closedir(d);
+    return again;
 }

@@ -9,6 +9,12 @@
  * Until the rename the memory is the pool, from then on the file is; nothing is
  * written to the pool between.  All that will be written there is allocated, so
  * that a full disk is an answer, and the pool stays in memory.
+ *
+ * Nothing is synced.  So a file says in which run of the host (boot.h) it was
+ * written, and after that run nobody goes on with it.
+ *
+ * The worker may live, against all it has said, and write to its memory still:
+ * which blocks are lent is taken from our own books.
  */
 #ifndef SIDECAR_POOL_FILE_H
 #define SIDECAR_POOL_FILE_H
@@ -34,13 +40,22 @@ void pool_file_charge(pool *p, spool *s);
 /* It is settled, or has no file. */
 void pool_file_remove(spool *s, const pool *p);
 
+/* Whether what is in `fd` was written by pool_file_begin in this run of the
+   host; `h` has been read from there. */
+bool pool_file_is_sound(const cap_header *h);
+
+/* Removes what a process that died was about to make.  Before any pool is moved. */
+void pool_file_clean(spool *s);
+
+typedef const char *pool_file_take(void *owner, int fd, const char *name);
+
 /*
  * Calls take(owner, fd, name) for each pool that is there; `fd` is closed
  * afterwards.  One for which it returns why it cannot be taken is set aside as
- * NAME.damaged, logged and counted, and so is what is no pool's file.
+ * NAME.damaged, logged and counted, and so is what is no pool's file; but not
+ * where that may pass (pool_may_pass).  Returns why that was for the last such
+ * one: they are to be tried again; else NULL.
  */
-void pool_file_each(spool *s,
-                    const char *(*take)(void *owner, int fd, const char *name),
-                    void *owner);
+const char *pool_file_each(spool *s, pool_file_take *take, void *owner);
 
 #endif

@@ -15,6 +15,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
+#include "sidecar/boot.h"
 #include "sidecar/log.h"
 #include "sidecar/metrics.h"
 
@@ -27,7 +28,8 @@ typedef struct {
     uint64_t magic;
     uint32_t version;
     uint32_t slots;
-    uint64_t spare[6];
+    char boot_id[BOOT_ID_SIZE]; /* zeros: not known */
+    uint32_t spare[3];
 } spool_header;
 
 typedef struct {
@@ -72,6 +74,12 @@ static char *block_at(const spool *s, uint32_t slot) {
 static void show(const spool *s) {
     metrics_cell[METRIC_SPOOL_BYTES] =
         ((uint64_t)s->used + s->charged) * CAP_BLOCK_SIZE;
+}
+
+static void count_swept(uint32_t n, const char *why) {
+    log_warn("spool: %" PRIu32 " blocks are given up, whose pools are gone: %s",
+             n, why);
+    metrics_cell[METRIC_SPOOL_SWEPT] += n;
 }
 
 /* ---- opening ---- */
@@ -189,30 +197,55 @@ static const char *take_stock(spool *s) {
     s->header->magic = SPOOL_MAGIC;
     s->header->version = SPOOL_VERSION;
     s->header->slots = s->slots;
+    boot_mark(s->header->boot_id);
     return NULL;
 }
 
-/* An empty spool takes the size that is configured now. */
-static void forget_size_of_empty(int file) {
-    spool_header h;
+/* At most `most`. */
+static uint32_t count_used(int file, const spool_header *h, uint32_t most) {
     spool_entry e;
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < h->slots && n < most; i++) {
+        if (pread(file, &e, sizeof(e), (off_t)(sizeof(*h) + i * sizeof(e))) !=
+            sizeof(e)) {
+            break;
+        }
+        n += e.used != 0;
+    }
+    return n;
+}
+
+/*
+ * An empty spool takes the size that is configured now.  One of another run of
+ * the host is empty: nobody has the pools any more that its blocks are of, and
+ * it was not synced.
+ */
+static const char *forget_what_is_over(int file) {
+    spool_header h;
+    uint32_t used;
+    bool over;
 
     if (pread(file, &h, sizeof(h), 0) != sizeof(h) || h.magic != SPOOL_MAGIC) {
-        return;
+        return NULL;
     }
-    for (uint32_t i = 0; i < h.slots; i++) {
-        if (pread(file, &e, sizeof(e), (off_t)(sizeof(h) + i * sizeof(e))) ==
-                sizeof(e) &&
-            e.used != 0) {
-            return;
-        }
+    over = boot_is_another(h.boot_id);
+    used = count_used(file, &h, over ? h.slots : 1);
+    if (used > 0 && !over) {
+        return NULL;
     }
     if (ftruncate(file, 0) != 0) {
-        log_warn("spool: emptying it failed: %s", strerror(errno));
+        return strerror(errno);
     }
+    if (used > 0) {
+        count_swept(used, "the host has been started since");
+    }
+    return NULL;
 }
 
 static const char *open_all(spool *s, const config *c) {
+    const char *why;
+
     s->dir = open_directory(AT_FDCWD, c->spool_path);
     /* before anything in it is touched; it goes with the process */
     if (s->dir != -1 && flock(s->dir, LOCK_EX | LOCK_NB) != 0) {
@@ -230,8 +263,8 @@ static const char *open_all(spool *s, const config *c) {
     if (s->file == -1) {
         return strerror(errno);
     }
-    forget_size_of_empty(s->file);
-    return read_file(s);
+    why = forget_what_is_over(s->file);
+    return why != NULL ? why : read_file(s);
 }
 
 spool *spool_open(const config *c) {
@@ -408,15 +441,47 @@ uint32_t spool_claim(spool *s, const char *node_id, uint32_t from) {
     return SPOOL_NO_SLOT;
 }
 
-uint32_t spool_sweep(spool *s) {
+static bool is_used(const spool *s, uint32_t slot) {
+    return atomic_load_explicit(&s->table[slot].used, memory_order_relaxed) !=
+           0;
+}
+
+static bool is_of(const spool *s, uint32_t slot, const char *node_id) {
+    return is_used(s, slot) && memcmp(s->table[slot].node_id, node_id,
+                                      sizeof(s->table[slot].node_id)) == 0;
+}
+
+void spool_unclaim(spool *s, const char *node_id) {
+    for (uint32_t i = 0; i < s->grown && i < s->slots; i++) {
+        if (is_of(s, i, node_id)) {
+            s->claimed[i] = false;
+        }
+    }
+}
+
+uint32_t spool_drop(spool *s, const char *node_id) {
     uint32_t n = 0;
 
-    for (uint32_t i = 0; i < s->slots; i++) {
-        if (!s->claimed[i] &&
-            atomic_load_explicit(&s->table[i].used, memory_order_relaxed)) {
+    for (uint32_t i = 0; i < s->grown && i < s->slots; i++) {
+        if (is_of(s, i, node_id)) {
             spool_release(s, i);
             n++;
         }
+    }
+    return n;
+}
+
+uint32_t spool_sweep(spool *s) {
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < s->grown && i < s->slots; i++) {
+        if (!s->claimed[i] && is_used(s, i)) {
+            spool_release(s, i);
+            n++;
+        }
+    }
+    if (n > 0) {
+        count_swept(n, "no worker and no file has come for them");
     }
     return n;
 }

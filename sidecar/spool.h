@@ -13,9 +13,9 @@
  * a successor finds blocks by their pool's nodeId, and goes on.
  *
  * The file outlives the process, also by kill -9, not a host that dies before
- * its caches are written: the pools are gone then as well.  It grows by
- * fallocate(), so that a full disk is an answer and no signal, and is emptied
- * when no block is left.  A slot has a checksum, looked at when a process finds
+ * its caches are written: the pools are gone then as well, so that one of
+ * another run of the host (boot.h) is emptied.  It grows by fallocate(), so that
+ * a full disk is an answer and no signal, and is emptied when no block is left.  A slot has a checksum, looked at when a process finds
  * what another one wrote.
  *
  * One thread; a slow disk holds up the sidecar, and no worker.
@@ -54,9 +54,18 @@ void spool_release(spool *s, uint32_t slot);
  */
 uint32_t spool_claim(spool *s, const char *node_id, uint32_t from);
 
+/* What was claimed can be claimed again: its pool could not be taken over, and
+   that is tried again. */
+void spool_unclaim(spool *s, const char *node_id);
+
+/* Releases all that a pool has there, whoever has claimed it.  Returns how many
+   blocks that were. */
+uint32_t spool_drop(spool *s, const char *node_id);
+
 /* Releases what was found at the start and nobody has claimed: pools that have
-   gone with their worker.  Returns how many blocks that were.  Only when each
-   pool that may come has come. */
+   gone with their worker.  Returns how many blocks that were; logged and
+   counted.  When each pool that may come has come; one that comes later is
+   found to have a hole (cap_header.spooled). */
 uint32_t spool_sweep(spool *s);
 
 /* How many slots it may ever have. */

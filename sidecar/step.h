@@ -54,6 +54,7 @@
     X(ORPHAN_RETURNS, "a dead worker's returns are taken")                     \
     X(ORPHAN, "its pool is as it would have offered it")                       \
     X(SPENT, "a block of a dead worker's is lent no more")                     \
+    X(SPOOLED, "how many blocks of a pool the spool has is shown")             \
     X(POOL_FILE, "a pool is in a file, and that has no name yet")              \
     X(POOL_FILED, "it has")                                                    \
     X(TOTALS_NEW, "the totals' page is being made")                            \

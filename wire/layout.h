@@ -63,6 +63,7 @@
 #define CAP_ID_SIZE 52u       /* connectionId, not terminated */
 #define CAP_RENAMES_MOST 999u /* of a slot's connectionId: four bytes of that */
 #define CAP_NODE_ID_SIZE 36u  /* a UUID's text */
+#define CAP_BOOT_ID_SIZE 36u  /* too */
 
 #define CAP_TOPIC_NAMES 24u     /* of destinations, in a pool */
 #define CAP_TOPIC_NAME_SIZE 64u /* of one, and its NUL */
@@ -123,6 +124,8 @@ typedef struct {
     _Atomic uint32_t outlives;
     /* all of it is settled, and its counters are in the sidecar's totals */
     _Atomic uint32_t retired;
+    /* blocks of it that the sidecar's spool has, or more are there */
+    _Atomic uint32_t spooled;
 
     _Alignas(64) cap_worker_counters worker;
     _Alignas(64) cap_sidecar_counters sidecar;
@@ -137,6 +140,10 @@ typedef struct {
     _Alignas(64) _Atomic uint32_t ntopics;
     uint32_t topic_spare;
     char topic_names[CAP_TOPIC_NAMES][CAP_TOPIC_NAME_SIZE];
+
+    /* the sidecar's, in a file of its own: in which run of the host that was
+       written; zeros: not known */
+    char boot_id[CAP_BOOT_ID_SIZE];
 } cap_header;
 
 _Static_assert(sizeof(cap_header) <= CAP_HEADER_SIZE, "header fits its page");

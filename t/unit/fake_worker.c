@@ -3,6 +3,7 @@
 
 #include <check.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -10,6 +11,9 @@
 #include <unistd.h>
 
 static void make_memory(fake_worker *w) {
+    static unsigned workers = 0x12345677;
+    char node_id[CAP_NODE_ID_SIZE + 1];
+
     w->fd = memfd_create("fake-worker", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     ck_assert_int_ne(w->fd, -1);
     ck_assert_int_eq(ftruncate(w->fd, (off_t)w->g.total), 0);
@@ -22,7 +26,9 @@ static void make_memory(fake_worker *w) {
     w->header->magic = CAP_MAGIC;
     w->header->version = CAP_WIRE_VERSION;
     w->header->geometry = w->g;
-    memcpy(w->header->node_id, FAKE_NODE_ID, CAP_NODE_ID_SIZE);
+    snprintf(node_id, sizeof(node_id), "%08x-1234-1234-1234-123456789abc",
+             ++workers);
+    memcpy(w->header->node_id, node_id, CAP_NODE_ID_SIZE);
 }
 
 fake_worker *fake_worker_new(uint32_t nblocks, uint32_t nslots) {

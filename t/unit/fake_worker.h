@@ -13,8 +13,6 @@
 #include "wire/frame.h"
 #include "wire/layout.h"
 
-#define FAKE_NODE_ID "12345678-1234-1234-1234-123456789abc"
-
 typedef struct {
     int fd; /* the sealed memfd */
     cap_header *header;

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -37,6 +38,7 @@ static links *ls;
 static orphans *o;
 static fake_worker *w;
 static int keeper_sock = -1;
+static void (*poor)(bool is); /* what is short while pools are taken over */
 
 static void start(void) {
     l = loop_new();
@@ -48,7 +50,13 @@ static void start(void) {
     ls = links_open_kept(&conf, l, lg, sp, k);
     ck_assert_ptr_nonnull(ls);
     links_use_totals(ls, t);
+    if (poor != NULL) {
+        poor(true);
+    }
     o = orphans_open(l, ls, sp, k, t);
+    if (poor != NULL) {
+        poor(false);
+    }
     ck_assert_ptr_nonnull(o);
 }
 
@@ -161,6 +169,13 @@ static bool filed(void) {
 
 static bool refused_room(void) {
     return metrics_cell[METRIC_SPOOL_FULL] > 0;
+}
+
+static bool all_read(void) {
+    metrics_exchanges e;
+
+    links_sum(ls, &e);
+    return e.pending == 20 && fake_kafka.n > 0;
 }
 
 static bool gone(void) {
@@ -303,13 +318,14 @@ START_TEST(the_end_of_the_sidecar_moves_what_is_unsettled) {
 END_TEST
 
 START_TEST(files_that_are_no_pool_are_set_aside) {
-    static const char *const names[] = {FAKE_NODE_ID,
-                                        "00000000-1234-1234-1234-123456789abc",
-                                        "x", "y.damaged", "z.new"};
+    static char own[CAP_NODE_ID_SIZE + 1];
+    static const char *const names[] = {
+        own, "00000000-1234-1234-1234-123456789abc", "x", "y.damaged", "z.new"};
     char name[160];
     struct stat st;
 
     stop();
+    memcpy(own, w->header->node_id, CAP_NODE_ID_SIZE);
     for (unsigned i = 0; i < 5; i++) {
         int fd;
 
@@ -331,6 +347,321 @@ START_TEST(files_that_are_no_pool_are_set_aside) {
     }
     ck_assert_uint_eq(files(), 4);
     ck_assert(gone());
+}
+END_TEST
+
+/* ---- what cannot be taken over, and what must not ---- */
+
+static void write_to(const char *name, const void *what, size_t n, off_t at) {
+    char full[160];
+    int fd;
+
+    snprintf(full, sizeof(full), "%s/%s", spool_path, name);
+    fd = open(full, O_RDWR);
+    ck_assert_int_ne(fd, -1);
+    ck_assert_int_eq(pwrite(fd, what, n, at), (ssize_t)n);
+    close(fd);
+}
+
+static const char another_boot[] = "00000000-0000-0000-0000-00000000b007";
+
+static void put_a_block(const char *node_id, uint64_t first_seq) {
+    static uint64_t space[CAP_BLOCK_SIZE / 8];
+    cap_block *b = (cap_block *)space;
+
+    b->published = CAP_BLOCK_HEADER | CAP_BLOCK_SEALED;
+    b->generation = 1;
+    b->first_seq = first_seq;
+    ck_assert_uint_ne(spool_put(sp, node_id, b), SPOOL_NO_SLOT);
+}
+
+/* A file was not synced: after another start of the host it may be of any time,
+   and what it calls unsent may be in the topic. */
+START_TEST(a_file_of_before_the_hosts_last_start_is_lost_and_counted) {
+    char name[64];
+    cap_header h;
+
+    exchanges(0, "a", 20);
+    exchanges(1, "b", 1);
+    w->header->worker.seen += 2; /* and never handed over */
+    adopt();
+    until(filed);
+    put_a_block(w->header->node_id, 1);
+    stop();
+    snprintf(name, sizeof(name), "pools/%.36s", w->header->node_id);
+    /* 1: another's, or 0: not known */
+    memcpy(h.boot_id, another_boot, sizeof(h.boot_id));
+    if (_i == 0) {
+        memset(h.boot_id, 0, sizeof(h.boot_id));
+    }
+    write_to(name, h.boot_id, sizeof(h.boot_id), offsetof(cap_header, boot_id));
+    fake_kafka.n = 0;
+    for (int i = 0; i < 2; i++) {
+        start();
+        wait_for.acking = true;
+        ck_assert_uint_eq(files(), 0);
+        ck_assert(gone());
+        ledger_pump(lg);
+        ck_assert_uint_eq(fake_kafka.n, 0);
+        ck_assert_uint_eq(sum().seen, 23);
+        ck_assert_uint_eq(sum().reason[CAP_MAYBE_LOST], 21);
+        ck_assert_uint_eq(sum().reason[CAP_WORKER_EXIT], 2);
+        ck_assert_uint_eq(metrics_cell[METRIC_POOLS_LOST], 1);
+        ck_assert_uint_eq(metrics_cell[METRIC_POOLS_DAMAGED], 0);
+        ck_assert_uint_eq(metrics_cell[METRIC_SPOOL_BYTES], 0);
+        stop();
+    }
+    start();
+}
+END_TEST
+
+START_TEST(the_spool_of_before_the_hosts_last_start_is_empty) {
+    put_a_block(another_boot, 1);
+    put_a_block(another_boot, 9);
+    stop();
+    start();
+    ck_assert_uint_eq(metrics_cell[METRIC_SPOOL_BYTES], 2 * CAP_BLOCK_SIZE);
+    stop();
+    write_to("blocks", another_boot, 36, 16);
+    start();
+    ck_assert_uint_eq(metrics_cell[METRIC_SPOOL_BYTES], 0);
+    ck_assert_uint_eq(metrics_cell[METRIC_SPOOL_SWEPT], 2);
+    put_a_block(another_boot, 1);
+    stop();
+    start();
+    ck_assert_uint_eq(metrics_cell[METRIC_SPOOL_BYTES], CAP_BLOCK_SIZE);
+}
+END_TEST
+
+static bool swept(void) {
+    return metrics_cell[METRIC_SPOOL_SWEPT] > 0;
+}
+
+static bool tried_again(void) {
+    return metrics_cell[METRIC_POOLS_ADOPTED] > 0;
+}
+
+/* Those of a pool in a file are its own. */
+START_TEST(blocks_whose_pool_never_comes_are_swept) {
+    exchanges(0, "a", 20);
+    adopt();
+    until(filed);
+    put_a_block(w->header->node_id, 1000);
+    w->header->spooled = 1;
+    put_a_block(another_boot, 1);
+    put_a_block(another_boot, 9);
+    stop();
+    orphans_sweep_ns = 300 * MS;
+    metrics_cell[METRIC_LINKS_REFUSED] = 0;
+    start();
+    until(swept);
+    ck_assert_uint_eq(metrics_cell[METRIC_SPOOL_SWEPT], 2);
+    ck_assert(filed());
+}
+END_TEST
+
+/* A damaged block, one that was given up, a spool.path that is no more: what was
+   there is not known, and what comes after it is not sent. */
+START_TEST(a_pool_with_a_hole_ends_as_bad_link) {
+    exchanges(0, "a", 20);
+    w->header->spooled = 1;
+    adopt();
+    ck_assert_uint_eq(metrics_cell[METRIC_POOLS_ORPHANED], 1);
+    wait_for.acking = true;
+    until(gone);
+    ck_assert_uint_eq(fake_kafka.n, 0);
+    ck_assert_uint_eq(metrics_cell[METRIC_LINKS_BAD], 1);
+    ck_assert_uint_eq(sum().seen, 20);
+    ck_assert_uint_eq(sum().reason[CAP_BAD_LINK], 20);
+}
+END_TEST
+
+/* Whoever dies in between, its successor learns how many there must be. */
+START_TEST(a_pool_says_how_many_of_its_blocks_the_spool_has) {
+    const char *why;
+    pool *p = pool_open(w->fd, UINT64_MAX, &why);
+    frame_ref *held = NULL, *r;
+    pool_frame f;
+
+    ck_assert_ptr_nonnull(p);
+    ck_assert_int_eq(pool_use_spool(p, sp), 0);
+    pool_own(p);
+    metrics_cell[METRIC_SPOOLED] = 0;
+    exchanges(0, "a", 56);
+    while (pool_read(p, &f) == 1) {
+        r = pool_hold(p, &f);
+        r->next = held;
+        held = r;
+    }
+    pool_spill(p, 0);
+    ck_assert_uint_ge(metrics_cell[METRIC_SPOOLED], 3);
+    ck_assert_uint_eq(w->header->spooled, metrics_cell[METRIC_SPOOLED]);
+    if (_i == 0) {
+        for (; held != NULL; held = r) {
+            r = held->next;
+            pool_release(p, held);
+        }
+        ck_assert_uint_eq(w->header->spooled, 0);
+        pool_free(p);
+        return;
+    }
+    pool_free(p);
+    fake_offer(w);
+    if (_i == 2) { /* the first block's bytes */
+        write_to("blocks", "?", 1,
+                 4096 + 64 * (64 << 4) + CAP_BLOCK_HEADER + 9);
+    }
+    stop();
+    start();
+    metrics_cell[METRIC_SPOOL_DAMAGED] = 0;
+    p = pool_open(w->fd, UINT64_MAX, &why);
+    ck_assert_int_eq(pool_use_spool(p, sp), 0);
+    ck_assert_uint_eq(pool_own(p), 2);
+    ck_assert_ptr_null(pool_adopt(p));
+    ck_assert_uint_eq(metrics_cell[METRIC_SPOOL_DAMAGED], _i == 2);
+    ck_assert_int_eq(pool_read(p, &f), _i == 2 ? -1 : 1);
+    pool_free(p);
+}
+END_TEST
+
+/* Its frames have other numbers than those that the spool has of its worker. */
+START_TEST(a_recovered_pool_has_nothing_in_the_spool) {
+    const char *why = NULL;
+
+    put_a_block(w->header->node_id, 3);
+    put_a_block(w->header->node_id, 1000);
+    stop();
+    start();
+    exchanges(0, "a", 20);
+    fake_offer(w);
+    w->header->owner_generation = 1;
+    ck_assert_int_eq(links_adopt_recovered(ls, w->fd, &why), 0);
+    wait_for.acking = true;
+    until(gone);
+    ck_assert_uint_eq(sum().captured, 20);
+    ck_assert_uint_eq(metrics_cell[METRIC_SPOOL_BYTES], 0);
+}
+END_TEST
+
+static void no_descriptors(bool is) {
+    static struct rlimit before;
+    struct rlimit now;
+
+    if (!is) {
+        ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+        return;
+    }
+    ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+    now = before;
+    now.rlim_cur = 3;
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &now), 0);
+}
+
+START_TEST(what_finds_no_descriptor_is_tried_again) {
+    exchanges(0, "a", 20);
+    adopt();
+    until(filed);
+    stop();
+    metrics_cell[METRIC_POOLS_ADOPTED] = 0;
+    poor = no_descriptors;
+    start();
+    poor = NULL;
+    ck_assert_uint_eq(metrics_cell[METRIC_POOLS_FILED], 0);
+    ck_assert_uint_eq(files(), 1);
+    until(tried_again);
+    ck_assert(filed());
+    ck_assert_uint_eq(files(), 1);
+    ck_assert_uint_eq(metrics_cell[METRIC_POOLS_DAMAGED], 0);
+}
+END_TEST
+
+#ifndef __SANITIZE_ADDRESS__ /* it needs memory itself */
+static void no_memory(bool is) {
+    static struct rlimit before;
+    struct rlimit now;
+    unsigned long pages = 0;
+    FILE *f;
+
+    if (!is) {
+        (void)setrlimit(RLIMIT_AS, &before);
+        return;
+    }
+    f = fopen("/proc/self/statm", "r");
+    if (f == NULL || fscanf(f, "%lu", &pages) != 1) {
+        _exit(9);
+    }
+    fclose(f);
+    (void)getrlimit(RLIMIT_AS, &before);
+    now = before;
+    now.rlim_cur = pages * (rlim_t)sysconf(_SC_PAGESIZE) + (1 << 20);
+    (void)setrlimit(RLIMIT_AS, &now);
+}
+
+/* In a process of its own, whose third descriptor is the kept pool. */
+static int keep_and_take_over(void) {
+    char text[64];
+
+    snprintf(text, sizeof(text), "%d", (int)getpid());
+    setenv("LISTEN_PID", text, 1);
+    setenv("LISTEN_FDS", "1", 1);
+    snprintf(text, sizeof(text), "pool-%.36s", w->header->node_id);
+    setenv("LISTEN_FDNAMES", text, 1);
+    /* what check writes to its own third one goes nowhere: it is sealed */
+    if (lseek(w->fd, 0, SEEK_END) == -1 || dup2(w->fd, 3) != 3) {
+        return 2;
+    }
+    metrics_cell[METRIC_POOLS_ADOPTED] = 0;
+    poor = no_memory;
+    start();
+    if (metrics_cell[METRIC_POOLS_ADOPTED] != 0 ||
+        metrics_cell[METRIC_POOLS_KEPT] != 1) {
+        return 3;
+    }
+    wait_for.holds = tried_again;
+    wait_for.until_ns = loop_now_ns(l) + 10 * S;
+    loop_run(l, hook, NULL);
+    return metrics_cell[METRIC_POOLS_ADOPTED] == 1 &&
+                   metrics_cell[METRIC_POOLS_KEPT] == 0
+               ? 0
+               : 4;
+}
+
+START_TEST(what_finds_no_memory_is_tried_again) {
+    int status;
+    pid_t child;
+
+    exchanges(0, "a", 20);
+    stop(); /* each has its own, of what is there one at a time */
+    child = fork();
+    if (child == 0) {
+        _exit(keep_and_take_over());
+    }
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert_int_eq(status, 0);
+    start();
+}
+END_TEST
+#endif
+
+/* It has hung up, and lives: it can still write what it likes there. */
+START_TEST(a_worker_that_goes_on_writing_does_not_change_what_its_pool_takes) {
+    exchanges(0, "a", 20);
+    adopt();
+    until(all_read);
+    for (uint32_t i = 0; i < w->g.nblocks; i++) {
+        cap_block_at(w->header, &w->g, i)->generation =
+            _i == 0 ? 0x7fffff01 : 2;
+    }
+    until(filed);
+    ck_assert_uint_gt(metrics_cell[METRIC_SPOOL_BYTES], 8 * CAP_BLOCK_SIZE);
+    ck_assert_uint_lt(metrics_cell[METRIC_SPOOL_BYTES], 14 * CAP_BLOCK_SIZE);
+    stop();
+    start();
+    fake_kafka.blind = true;
+    wait_for.acking = true;
+    until(gone);
+    ck_assert_uint_eq(sum().captured, 20);
+    ck_assert_uint_eq(metrics_cell[METRIC_SPOOL_BYTES], 0);
 }
 END_TEST
 
@@ -376,7 +707,7 @@ START_TEST(a_pool_that_was_counted_is_not_counted_again) {
     exchanges(0, "a", 20);
     adopt();
     until(filed);
-    totals_fold(t, &e, FAKE_NODE_ID);
+    totals_fold(t, &e, w->header->node_id);
     ck_assert_uint_eq(files(), 1);
     stop();
     start();
@@ -487,6 +818,21 @@ int main(void) {
     tcase_add_test(c, without_room_it_stays_in_memory);
     tcase_add_test(c, the_end_of_the_sidecar_moves_what_is_unsettled);
     tcase_add_test(c, files_that_are_no_pool_are_set_aside);
+    tcase_add_loop_test(
+        c, a_file_of_before_the_hosts_last_start_is_lost_and_counted, 0, 2);
+    tcase_add_test(c, the_spool_of_before_the_hosts_last_start_is_empty);
+    tcase_add_test(c, blocks_whose_pool_never_comes_are_swept);
+    tcase_add_test(c, a_pool_with_a_hole_ends_as_bad_link);
+    tcase_add_loop_test(c, a_pool_says_how_many_of_its_blocks_the_spool_has, 0,
+                        3);
+    tcase_add_test(c, a_recovered_pool_has_nothing_in_the_spool);
+    tcase_add_test(c, what_finds_no_descriptor_is_tried_again);
+#ifndef __SANITIZE_ADDRESS__
+    tcase_add_test(c, what_finds_no_memory_is_tried_again);
+#endif
+    tcase_add_loop_test(
+        c, a_worker_that_goes_on_writing_does_not_change_what_its_pool_takes, 0,
+        2);
     tcase_add_test(c, totals_are_whole_at_any_store);
     tcase_add_test(c, a_pool_that_was_counted_is_not_counted_again);
     tcase_add_test(c, a_keeper_is_told_and_trusted_only_where_it_says_so);

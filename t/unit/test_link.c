@@ -644,6 +644,33 @@ START_TEST(an_orphan_is_read_to_the_end_and_its_connections_are_closed) {
 }
 END_TEST
 
+/* The spool and the files of pools go by it. */
+START_TEST(a_nodeid_is_one_workers) {
+    client first = link_client();
+    client c = new_client(8);
+    uint64_t bad_before = metrics_cell[METRIC_LINKS_BAD];
+
+    memcpy(c.w->header->node_id, first.w->header->node_id, CAP_NODE_ID_SIZE);
+    send_hello(&c);
+    until(refused);
+    ck_assert_int_eq(receive_answer(&c), 1);
+    ck_assert_uint_eq(c.answer.kind, CAP_REFUSE);
+    ck_assert_uint_eq(c.answer.code, CAP_REFUSED_LAYOUT);
+    ck_assert_str_eq(c.answer.text, "another worker's pool has this nodeId");
+    ck_assert_uint_eq(metrics_cell[METRIC_LINKS_BAD], bad_before + 1);
+    /* so that it begins a new one */
+    ck_assert_uint_eq(atomic_load(&c.w->header->kept), 1);
+
+    fake_take_slot(first.w, 0, "a");
+    fake_exchange(first.w, 0, "GET", "200");
+    ring(&first);
+    until(produced);
+    ck_record(0, "a#1 R(GET) E(14,711) W(200)");
+    free_client(&c);
+    free_client(&first);
+}
+END_TEST
+
 START_TEST(a_bad_worker_ends_its_own_link_alone_and_is_counted) {
     client good = link_client();
     client c = link_client();
@@ -841,6 +868,7 @@ int main(void) {
                    an_orphan_is_read_to_the_end_and_its_connections_are_closed);
     tcase_add_loop_test(t, a_bad_worker_ends_its_own_link_alone_and_is_counted,
                         0, 3);
+    tcase_add_test(t, a_nodeid_is_one_workers);
     tcase_add_test(t, a_message_after_the_hello_ends_the_link);
     tcase_add_loop_test(
         t, the_pool_of_a_dead_worker_is_settled_by_the_next_sidecar, 0, 2);

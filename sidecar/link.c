@@ -512,6 +512,11 @@ static const char *furnish(peer *p, enum cap_refusal *code) {
         count_pool_bytes(ls, p->pool->mapped, 0);
     }
     why = is_twin(p);
+    if (why == NULL &&
+        atomic_load_explicit(&p->pool->header->retired, memory_order_acquire)) {
+        /* also a HELLO that a worker, dead now, sent before we began */
+        why = "all of it was settled and counted";
+    }
     if (why != NULL) {
         *code = CAP_REFUSED_LAYOUT;
         pool_keep(p->pool);
@@ -640,8 +645,6 @@ static void welcome(peer *p, uint32_t pid, int fd) {
 
 /* ---- orphans ---- */
 
-static const char pool_retired[] = "all of it was settled and counted";
-
 static const char *map_orphan(peer *p, int fd, bool in_file) {
     enum cap_refusal code;
     const char *why;
@@ -671,10 +674,6 @@ static int adopt_orphan(links *ls, int fd, enum origin from, const char **why) {
     *why = map_orphan(p, fd, from == FROM_FILE);
     if (*why == NULL && from == FROM_JOURNAL && ls->spool != NULL) {
         (void)spool_drop(ls->spool, p->pool->node_id);
-    }
-    if (*why == NULL &&
-        atomic_load_explicit(&p->pool->header->retired, memory_order_acquire)) {
-        *why = pool_retired;
     }
     if (*why == NULL && pool_own(p->pool) == 0) {
         *why = "its worker has given this pool up already";

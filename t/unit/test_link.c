@@ -440,12 +440,16 @@ START_TEST(a_pool_that_is_or_was_ours_is_not_taken_again) {
     client a = link_client(), again = a;
     int bell[2];
 
-    if (_i == 1) {
+    if (_i > 0) {
         fake_take_slot(a.w, 0, "a");
-        fake_exchange(a.w, 0, "GET", "200"); /* nobody acknowledges it */
+        fake_exchange(a.w, 0, "GET", "200"); /* 1: nobody acknowledges it */
+        wait.acking = _i == 2;
         hang_up(&a);
         until(none_linked);
         ck_assert_uint_eq(atomic_load(&a.w->header->kept), 1);
+    }
+    if (_i == 2) {
+        until(gone);
     }
     ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, bell),
                      0);
@@ -458,6 +462,8 @@ START_TEST(a_pool_that_is_or_was_ours_is_not_taken_again) {
     ck_assert_uint_eq(again.answer.kind, CAP_REFUSE);
     ck_assert_uint_eq(atomic_load(&a.w->header->owner_generation), 1);
     ck_assert_uint_eq(atomic_load(&a.w->header->kept), 1);
+    ck_assert_uint_eq(parts(), _i > 0);
+    ck_assert_uint_eq(sum.seen, _i > 0);
     hang_up(&again);
     free_client(&a);
 }
@@ -856,7 +862,7 @@ int main(void) {
     tcase_add_test(t, a_hello_must_come_in_time);
     tcase_add_test(t, other_users_are_refused);
     tcase_add_test(t, pools_together_are_bounded);
-    tcase_add_loop_test(t, a_pool_that_is_or_was_ours_is_not_taken_again, 0, 2);
+    tcase_add_loop_test(t, a_pool_that_is_or_was_ours_is_not_taken_again, 0, 3);
     tcase_add_test(t, one_sidecar_owns_a_socket);
     tcase_add_test(t, a_stale_socket_is_replaced_and_other_files_are_not);
     tcase_add_test(t, an_idle_reader_sleeps_and_a_ring_wakes_it);

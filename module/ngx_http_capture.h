@@ -290,6 +290,7 @@ typedef struct {
     uint64_t                   reason[CAP_REASON_CELLS];
     uint64_t                   wait[CAP_WAIT_CELLS];
     uint64_t                   redact[CAP_REDACT_CELLS];
+    uint64_t                   untold;     /* of seen: no sidecar has them */
 
     /* requests in flight that may change the source */
 

@@ -662,6 +662,12 @@ ngx_http_capture_link_fold(ngx_http_capture_worker_t *w, ngx_uint_t reason)
         reason = CAP_UNLINKED;
     }
 
+    /* no sidecar has it, or can have it any more */
+
+    if (ngx_http_capture_load(owner_generation) == CAP_POOL_WITHDRAWN) {
+        w->untold += ngx_http_capture_load(worker.seen);
+    }
+
     handed = ngx_http_capture_load(worker.handed);
     told = ngx_http_capture_load(sidecar.captured);
 

@@ -39,6 +39,8 @@
       "exchanges with bytes that are not yet acknowledged")                   \
     X("exchanges_left_total", "counter", page->total.left,                    \
       "pending when their worker ended: the sidecar's to count")              \
+    X("exchanges_untold_total", "counter", page->total.untold,                \
+      "of seen: no sidecar has them, so that its /metrics has them not")      \
     X("connections_total", "counter", page->total.connections,                \
       "connectionIds made")                                                   \
     X("captured_bytes_total", "counter", page->total.bytes,                   \

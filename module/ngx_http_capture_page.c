@@ -200,9 +200,9 @@ ngx_http_capture_page_json_row(u_char *p, u_char *last,
                                          row->redact);
 
     return ngx_slprintf(p, last, "\"connections\":%uL,\"bytes\":%uL,"
-                        "\"doorbells\":%uL,\"left\":%uL}",
+                        "\"doorbells\":%uL,\"left\":%uL,\"untold\":%uL}",
                         row->connections, row->bytes, row->doorbells,
-                        row->left);
+                        row->left, row->untold);
 }
 
 

@@ -215,6 +215,7 @@ ngx_http_capture_status_fold(ngx_http_capture_row_t *into,
     into->bytes += row->bytes;
     into->doorbells += row->doorbells;
     into->left += row->left;
+    into->untold += row->untold;
 
     for (i = 0; i < CAP_REASON_CELLS; i++) {
         into->reason[i] += row->reason[i];
@@ -248,6 +249,7 @@ ngx_http_capture_count_seen(void)
 
     } else {
         w->seen++;
+        w->untold++;
     }
 
     ngx_http_capture_status_touch();
@@ -417,6 +419,7 @@ ngx_http_capture_status_refresh(void)
     sum.uncaptured = w->uncaptured;
     sum.excluded = w->excluded;
     sum.seen = w->seen;
+    sum.untold = w->untold;
     sum.captured = w->captured;
     sum.truncated = w->truncated;
     sum.doubled = w->doubled;

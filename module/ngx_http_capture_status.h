@@ -32,6 +32,7 @@ typedef struct {
     uint64_t         bytes;
     uint64_t         doorbells;
     uint64_t         left;
+    uint64_t         untold;      /* of seen: no sidecar's /metrics has them */
     uint64_t         blocks;
     uint64_t         blocks_used;
     uint64_t         generation;  /* of the configuration; counts loads */

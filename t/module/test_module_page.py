@@ -129,7 +129,7 @@ def metrics_of(status):
     total = status["total"]
     want = {f"exchanges_{name}": total[name] for name in ("pending",)}
     want |= {f"exchanges_{name}_total": total[name]
-             for name in ("captured", "truncated", "left",
+             for name in ("captured", "truncated", "left", "untold",
                           "maybe_doubled")}
     want["exchanges_seen_total"] = total["seen"] + total["left"]
     for name in ("filtered", "lost"):

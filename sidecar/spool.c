@@ -288,6 +288,10 @@ spool *spool_open(const config *c) {
         return NULL;
     }
     warn_of_ephemeral(s);
+    if (!boot_is_this(s->header->boot_id)) {
+        log_warn("spool: /proc/sys/kernel/random/boot_id cannot be read: what "
+                 "is in pools/ is lost when this process ends");
+    }
     metrics_cell[METRIC_SPOOL_SIZE] = (uint64_t)s->slots * CAP_BLOCK_SIZE;
     show(s);
     if (s->used > 0) {

@@ -182,7 +182,8 @@ asan-check:
 	+$(MAKE) $(ASAN) check
 
 DEATH := build/kill-points/unit/test_death
-HOST_DEATH := build/kill-points/unit/test_journal
+HOST_DEATH := build/kill-points/unit/test_journal \
+    build/kill-points/unit/test_journal_pools
 kill-points:
 	+$(MAKE) BUILD=build/kill-points KILL_POINTS=1 sidecar $(DEATH) \
 	    $(HOST_DEATH)

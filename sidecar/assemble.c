@@ -299,6 +299,10 @@ static conn *open_conn(assemble *a, uint32_t slot, uint32_t generation,
     }
     c->pool = a->pool;
     c->home = a;
+    if (c->destination != NULL) {
+        c->topic = ledger_destination_name(c->destination);
+        c->destination_mark = ledger_destination_mark(c->destination);
+    }
     c->slot = slot;
     c->generation = generation;
     c->next_number = 1;

@@ -55,6 +55,8 @@ typedef struct conn {
     /* for ever; NULL: it was adopted and is permitted no longer, so that it
        ends with that */
     struct destination *destination;
+    const char *topic;         /* its name, as a worker has it; as long-lived */
+    uint64_t destination_mark; /* as in cap_slot */
     uint32_t slot;
     uint32_t generation;
     uint8_t id_len;

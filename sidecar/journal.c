@@ -15,6 +15,7 @@
 #include "sidecar/journal_db.h"
 #include "sidecar/log.h"
 #include "sidecar/metrics.h"
+#include "sidecar/step.h"
 
 #define MS 1000000ll
 #define LAZY_NS (200 * MS) /* of what nobody waits for */
@@ -62,7 +63,6 @@ typedef struct {
     int64_t took_ns;
     journal_node *nodes;
     size_t nnodes;
-    bool other_boot;
     uint64_t key;
     journal_recovered found;
 } group;
@@ -70,9 +70,9 @@ typedef struct {
 enum node_state {
     NODE_WAITING, /* for its pool, or its time */
     NODE_LOST,    /* of another boot: what else there is was not synced */
-    NODE_TAKEN,
     NODE_RECOVERING,
-    NODE_RECOVERED
+    NODE_TAKEN,    /* its pool is here, or was, and is right */
+    NODE_RECOVERED /* and what comes later is not */
 };
 
 typedef struct {
@@ -132,6 +132,7 @@ static void give_up(journal *j, group *g) {
     journal_db_close(j->db);
     j->db = NULL;
     g->failed = true;
+    step(STEP_JOURNAL_CLOSED);
     if (journal_db_remove(j->dir) != 0) {
         size_t n = strlen(g->why);
 
@@ -147,8 +148,8 @@ static void work(journal *j, group *g) {
 
     g->failed = g->damaged = false;
     if (g->job == JOB_OPEN) {
-        j->db = journal_db_open(j->dir, &g->nodes, &g->nnodes, &g->other_boot,
-                                &g->key, &g->damaged, g->why);
+        j->db = journal_db_open(j->dir, &g->nodes, &g->nnodes, &g->key,
+                                &g->damaged, g->why);
         g->failed = j->db == NULL;
         return;
     }
@@ -247,7 +248,29 @@ static void unput(journal_conn *jc, group *g) {
     }
 }
 
+static void show_bytes(const journal *j) {
+    metrics_cell[METRIC_JOURNAL_BYTES] = j->bytes;
+}
+
+/* The chunks before `end` are not needed any more. */
+static void drop_chunks(journal *j, journal_conn *jc, uint32_t end) {
+    uint32_t n = end - jc->first_chunk, left = jc->next_chunk - end;
+
+    if (n == 0) {
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        j->bytes -= jc->chunk_bytes[i];
+    }
+    memmove(jc->chunk_seq, jc->chunk_seq + n, left * sizeof(*jc->chunk_seq));
+    memmove(jc->chunk_bytes, jc->chunk_bytes + n,
+            left * sizeof(*jc->chunk_bytes));
+    jc->first_chunk = end;
+    show_bytes(j);
+}
+
 static void free_conn(journal *j, journal_conn *jc) {
+    drop_chunks(j, jc, jc->next_chunk);
     unput(jc, &j->groups[0]);
     unput(jc, &j->groups[1]);
     TAILQ_REMOVE(&j->conns, jc, all);
@@ -268,24 +291,6 @@ static journal_conn *new_conn(journal *j, conn *c) {
     return jc;
 }
 
-static void show_bytes(const journal *j) {
-    metrics_cell[METRIC_JOURNAL_BYTES] = j->bytes;
-}
-
-/* The chunks before `end` are not needed any more. */
-static void drop_chunks(journal *j, journal_conn *jc, uint32_t end) {
-    uint32_t n = end - jc->first_chunk, left = jc->next_chunk - end;
-
-    for (uint32_t i = 0; i < n; i++) {
-        j->bytes -= jc->chunk_bytes[i];
-    }
-    memmove(jc->chunk_seq, jc->chunk_seq + n, left * sizeof(*jc->chunk_seq));
-    memmove(jc->chunk_bytes, jc->chunk_bytes + n,
-            left * sizeof(*jc->chunk_bytes));
-    jc->first_chunk = end;
-    show_bytes(j);
-}
-
 /* ---- a group ---- */
 
 static journal_op *new_op(journal *j, enum journal_op_kind kind) {
@@ -299,6 +304,20 @@ static journal_op *new_op(journal *j, enum journal_op_kind kind) {
     return op;
 }
 
+/* Who it is and where it goes was read once: the worker cannot change it. */
+static void identify(journal_op *op, const conn *c) {
+    cap_slot *s = &op->slot;
+
+    s->id_len = c->base_len;
+    memset(s->id, 0, sizeof(s->id));
+    memcpy(s->id, c->id, c->base_len);
+    s->renames = c->renames;
+    s->cluster = 0;
+    s->destination = c->destination_mark;
+    snprintf(op->topic, sizeof(op->topic), "%s",
+             c->topic != NULL ? c->topic : "");
+}
+
 /* Slot and intent as a successor would find them now. */
 static void snapshot(journal_op *op, const conn *c) {
     const pool *p = c->pool;
@@ -310,6 +329,7 @@ static void snapshot(journal_op *op, const conn *c) {
     if (op->intent.slot_generation != c->generation) {
         atomic_store_explicit(&op->intent.number, 0, memory_order_relaxed);
     }
+    identify(op, c);
 }
 
 /* What the group that is being filled says of the connection: one op. */
@@ -326,7 +346,6 @@ static journal_op *conn_op(journal *j, journal_conn *jc) {
         jc->op->chunk = JOURNAL_MOST_CHUNKS;
         memcpy(jc->op->node_id, jc->conn->pool->node_id, CAP_NODE_ID_SIZE);
         snapshot(jc->op, jc->conn);
-        (void)pool_topic(jc->conn->pool, jc->op->slot.topic, jc->op->topic);
     }
     return jc->op;
 }
@@ -541,6 +560,124 @@ static bool put_frames(journal *j, journal_conn *jc, const frame_ref *r) {
     return true;
 }
 
+/* ---- pools ---- */
+
+static node *find_node(const journal *j, const char *id) {
+    for (size_t i = 0; i < j->nnodes; i++) {
+        if (memcmp(j->nodes[i].id, id, CAP_NODE_ID_SIZE) == 0) {
+            return &j->nodes[i];
+        }
+    }
+    return NULL;
+}
+
+/* NULL: out of memory. */
+static node *add_node(journal *j, const char *id, enum node_state state) {
+    node *more = realloc(j->nodes, (j->nnodes + 1) * sizeof(*more));
+
+    if (more == NULL) {
+        return NULL;
+    }
+    j->nodes = more;
+    more += j->nnodes++;
+    *more = (node){.state = state};
+    memcpy(more->id, id, CAP_NODE_ID_SIZE);
+    return more;
+}
+
+/* What is there no more, or settled. */
+static void drop_node(journal *j, node *n) {
+    *n = j->nodes[--j->nnodes];
+}
+
+/* All that is written down of a node was ours, or is dropped before.  False: it
+   is not, and cannot be told apart. */
+static bool note_pool(journal *j, pool *p) {
+    const node *n;
+
+    if (!p->journaled) {
+        n = find_node(j, p->node_id);
+        if (n == NULL) {
+            n = add_node(j, p->node_id, NODE_TAKEN);
+        }
+        p->journaled = n != NULL && n->state == NODE_TAKEN;
+    }
+    return p->journaled;
+}
+
+static bool forget_node(journal *j, const char *id) {
+    journal_op *op = new_op(j, JOURNAL_FORGET_NODE);
+
+    if (op == NULL) {
+        return false;
+    }
+    memcpy(op->node_id, id, CAP_NODE_ID_SIZE);
+    j->filling->soon = true;
+    return true;
+}
+
+bool journal_has_node(const journal *j, const char *node_id) {
+    const node *n = find_node(j, node_id);
+
+    return n != NULL && n->state < NODE_TAKEN;
+}
+
+const char *journal_may_adopt(const journal *j, const pool *p) {
+    const node *n = find_node(j, p->node_id);
+
+    if (n == NULL || j->adopting != NULL || n->state == NODE_WAITING ||
+        n->state == NODE_TAKEN) {
+        return NULL;
+    }
+    return "it came too late: what clients waited for in it has been recovered "
+           "from the journal";
+}
+
+const char *journal_adopt_pool(journal *j, pool *p) {
+    node *n = find_node(j, p->node_id);
+
+    if (j->adopting != NULL) {
+        p->journaled = true; /* it is what is there */
+        return NULL;
+    }
+    if (n != NULL) {
+        if (!forget_node(j, p->node_id)) {
+            return pool_no_memory;
+        }
+        p->journal_commit = j->filling->commit;
+    } else {
+        n = add_node(j, p->node_id, NODE_TAKEN);
+        if (n == NULL) {
+            return pool_no_memory;
+        }
+    }
+    n->state = NODE_TAKEN;
+    step(STEP_JOURNAL_ADOPTED);
+    return NULL;
+}
+
+bool journal_has_forgotten(journal *j, pool *p) {
+    node *n;
+
+    if (!j->broken) {
+        if (p->journaled && forget_node(j, p->node_id)) {
+            p->journaled = false;
+            p->journal_commit = j->filling->commit;
+        }
+        if (p->journaled || p->journal_commit > j->durable) {
+            return false;
+        }
+        n = find_node(j, p->node_id);
+        if (n != NULL && n->state == NODE_TAKEN) {
+            drop_node(j, n);
+        }
+    }
+    step(STEP_JOURNAL_FORGOTTEN);
+    return true;
+}
+
+/* ---- what is put there ---- */
+
 void journal_put(journal *j, conn *c) {
     journal_conn *jc = c->journal;
     const frame_ref *r;
@@ -551,6 +688,10 @@ void journal_put(journal *j, conn *c) {
         return;
     }
     if (j->broken) {
+        metrics_cell[METRIC_JOURNAL_FULL]++;
+        return;
+    }
+    if (jc == NULL && !note_pool(j, c->pool)) {
         metrics_cell[METRIC_JOURNAL_FULL]++;
         return;
     }
@@ -667,41 +808,7 @@ void journal_leave(journal *j, conn *c) {
     }
 }
 
-/* ---- pools that were there ---- */
-
-static node *find_node(journal *j, const char *id) {
-    for (size_t i = 0; i < j->nnodes; i++) {
-        if (memcmp(j->nodes[i].id, id, CAP_NODE_ID_SIZE) == 0) {
-            return &j->nodes[i];
-        }
-    }
-    return NULL;
-}
-
-bool journal_has_node(journal *j, const char *node_id) {
-    return find_node(j, node_id) != NULL;
-}
-
-const char *journal_adopt_pool(journal *j, pool *p) {
-    node *n = find_node(j, p->node_id);
-    journal_op *op;
-
-    if (n == NULL || j->adopting != NULL) {
-        return NULL;
-    }
-    if (n->state != NODE_WAITING && n->state != NODE_TAKEN) {
-        return "it came too late: what clients waited for in it has been "
-               "recovered from the journal";
-    }
-    op = new_op(j, JOURNAL_FORGET_NODE);
-    if (op == NULL) {
-        return "out of memory";
-    }
-    memcpy(op->node_id, p->node_id, CAP_NODE_ID_SIZE);
-    n->state = NODE_TAKEN;
-    p->journal_commit = j->filling->commit;
-    return NULL;
-}
+/* ---- what was there ---- */
 
 void journal_adopt_conn(journal *j, conn *c) {
     journal_found *f;
@@ -743,6 +850,7 @@ static void adopt(journal *j, group *g) {
                   "and lost",
                   j->dir, r->damaged);
     }
+    step(STEP_JOURNAL_FOUND);
     j->adopting = r;
     j->adopting_id = g->node_id;
     if (r->n == 0 || j->events->recovered(j->owner, r->fd, &why) == 0) {
@@ -758,17 +866,47 @@ static void adopt(journal *j, group *g) {
         n->state = NODE_LOST;
         n->due_ns = loop_now_ns(j->loop) + JOURNAL_PATIENCE_NS;
     }
+    step(STEP_JOURNAL_RECOVERED);
     j->adopting = NULL;
     journal_recovered_free(r);
 }
 
 /* ---- what the helper has done ---- */
 
-static void opened(journal *j, group *g) {
-    int64_t due =
-        loop_now_ns(j->loop) + (g->other_boot ? 0 : JOURNAL_PATIENCE_NS);
+/*
+ * What is there of pools that came here while it could not be opened, or was
+ * ours before it could not be written: they are right, or were recovered.  Of
+ * others it is looked at in time.  Returns how many may still come.
+ */
+static unsigned look_at_nodes(journal *j, const group *g) {
+    int64_t now = loop_now_ns(j->loop);
+    unsigned waiting = 0;
 
+    for (size_t i = 0; i < g->nnodes; i++) {
+        const journal_node *there = &g->nodes[i];
+        node *n = find_node(j, there->node_id);
+
+        if (n != NULL) {
+            log_info("journal: what there is of a worker whose memory is here, "
+                     "or was, is dropped");
+            (void)forget_node(j, there->node_id);
+            continue;
+        }
+        n = add_node(j, there->node_id, there->lost ? NODE_LOST : NODE_WAITING);
+        if (n == NULL) {
+            log_error("journal: out of memory: what there is of a worker is "
+                      "left to the next start");
+            continue;
+        }
+        n->due_ns = there->lost ? now : now + JOURNAL_PATIENCE_NS;
+        waiting += !there->lost;
+    }
+    return waiting;
+}
+
+static void opened(journal *j, group *g) {
     bool was_broken = j->broken;
+    unsigned waiting;
 
     metrics_cell[METRIC_JOURNAL_DAMAGED] += g->damaged;
     if (g->damaged) {
@@ -789,18 +927,11 @@ static void opened(journal *j, group *g) {
         log_info("journal %s: the journal is open again", j->dir);
     }
     j->key = g->key > j->key ? g->key : j->key;
-    free(j->nodes);
-    j->nodes = calloc(g->nnodes + 1, sizeof(*j->nodes));
-    j->nnodes = j->nodes != NULL ? g->nnodes : 0;
-    for (size_t i = 0; i < j->nnodes; i++) {
-        memcpy(j->nodes[i].id, g->nodes[i].node_id, CAP_NODE_ID_SIZE);
-        j->nodes[i].due_ns = due;
-        j->nodes[i].state = g->other_boot ? NODE_LOST : NODE_WAITING;
-    }
-    if (j->nnodes > 0 && !g->other_boot) {
-        log_info("journal: there is something of %zu workers; it is recovered "
+    waiting = look_at_nodes(j, g);
+    if (waiting > 0) {
+        log_info("journal: there is something of %u workers; it is recovered "
                  "if their memory is not offered within 30 s",
-                 j->nnodes);
+                 waiting);
     }
 }
 
@@ -818,7 +949,11 @@ static void break_down(journal *j, const char *why) {
     }
     free_ops(j->filling);
     j->durable = j->filling->commit; /* of no meaning any more */
-    j->nnodes = 0;
+    for (size_t i = j->nnodes; i-- > 0;) {
+        if (j->nodes[i].state < NODE_TAKEN) {
+            drop_node(j, &j->nodes[i]);
+        }
+    }
     j->bytes = 0;
     show_bytes(j);
     loop_timer_set(j->loop, &j->again, AGAIN_NS);
@@ -838,6 +973,7 @@ static void release(group *g) {
                 &cap_slot_at(c->pool->header, &c->pool->geometry, c->slot)
                      ->synced,
                 jc->put_seq[i], memory_order_release);
+            step(STEP_JOURNAL_SYNCED);
             pool_wake(c->pool);
         }
         jc->put_seq[i] = 0;
@@ -854,6 +990,7 @@ static void finish(journal *j) {
     if (g == NULL) {
         return;
     }
+    step(STEP_JOURNAL_TOLD);
     j->running = NULL;
     if (g->job == JOB_OPEN) {
         opened(j, g);
@@ -1053,9 +1190,9 @@ int journal_open(journal **into, const config *c, loop *l,
         end_thread(j);
         return -1;
     }
+    *into = j;
     give(j, JOB_OPEN);
     journal_wait(j);
-    *into = j;
     return 0;
 }
 

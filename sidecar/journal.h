@@ -21,11 +21,14 @@
  *
  * Connections without waits are not in it, and no record of theirs waits.
  *
- * At the start there are pools' nodeIds.  Another boot: their memory is gone,
- * and they are recovered at once.  The same: a worker may live and offer its
- * pool, or another keeper: so they wait for JOURNAL_PATIENCE_NS, and from then
- * on that pool is refused.  A recovered pool is handed to the link stage as one
- * whose worker has gone.
+ * When it is opened there are pools' nodeIds.  Another boot: their memory is
+ * gone, and they are recovered at once.  The same: a worker may live and offer
+ * its pool, or another keeper: so they wait for JOURNAL_PATIENCE_NS, and from
+ * then on that pool is refused.  A recovered pool is handed to the link stage as
+ * one whose worker has gone.  What this process has had of pools meanwhile is
+ * right, and dropped there.
+ *
+ * A pool that was settled is counted when the journal has forgotten it.
  *
  * Where it cannot be written it is removed, since it would be out of date, and
  * begun again every 5 s; meanwhile requests wait for Kafka.
@@ -100,12 +103,20 @@ void journal_leave(journal *j, conn *c);
 /* A connection of a pool that has had an owner, its slot restored. */
 void journal_adopt_conn(journal *j, conn *c);
 
-/* A pool that has had an owner is taken over: it is right, and the journal is
-   not.  NULL, or why it must be refused: it is recovered already. */
+/* A pool that has had an owner is to be taken over: NULL, or why it must be
+   refused: it is recovered already. */
+const char *journal_may_adopt(const journal *j, const pool *p);
+
+/* It is taken over, and nothing of it sent yet: it is right, and the journal is
+   not.  NULL, or why it must be refused. */
 const char *journal_adopt_pool(journal *j, pool *p);
 
 /* Whether it has something of a worker whose pool has not come. */
-bool journal_has_node(journal *j, const char *node_id);
+bool journal_has_node(const journal *j, const char *node_id);
+
+/* All of a pool is settled: whether the journal has forgotten it, so that it may
+   be counted and go.  If not: again after `committed`. */
+bool journal_has_forgotten(journal *j, pool *p);
 
 /* For the loop's hook, behind the ledger's turn: hands the group over, unless
    one is being written. */

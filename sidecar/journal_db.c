@@ -15,6 +15,7 @@
 
 #include "sidecar/boot.h"
 #include "sidecar/journal_recover.h"
+#include "sidecar/step.h"
 
 #define JOURNAL_VERSION 1
 #define PAGE 4096
@@ -30,6 +31,7 @@ enum statement {
     DROP_CONN,
     DROP_NODE_FRAMES,
     DROP_NODE,
+    DROP_MARK,
     STATEMENTS
 };
 
@@ -47,6 +49,7 @@ static const char *const sql[STATEMENTS] = {
     [DROP_NODE_FRAMES] = "DELETE FROM frames WHERE (id >> 20) IN "
                          "(SELECT key FROM conns WHERE node = ?1)",
     [DROP_NODE] = "DELETE FROM conns WHERE node = ?1",
+    [DROP_MARK] = "DELETE FROM meta WHERE name = 'lost:' || ?1",
 };
 
 struct journal_db {
@@ -174,8 +177,10 @@ static int prepare(journal_db *d) {
 static int list_nodes(journal_db *d, journal_node **nodes, size_t *n) {
     sqlite3_stmt *s;
     journal_node *more;
-    int rc = sqlite3_prepare_v2(d->db, "SELECT DISTINCT node FROM conns", -1,
-                                &s, NULL);
+    int rc = sqlite3_prepare_v2(d->db,
+                                "SELECT DISTINCT node, EXISTS (SELECT 1 FROM "
+                                "meta WHERE name = 'lost:' || node) FROM conns",
+                                -1, &s, NULL);
 
     while (rc == SQLITE_OK && sqlite3_step(s) == SQLITE_ROW) {
         if (sqlite3_column_bytes(s, 0) != CAP_NODE_ID_SIZE) {
@@ -187,20 +192,37 @@ static int list_nodes(journal_db *d, journal_node **nodes, size_t *n) {
             break;
         }
         *nodes = more;
-        memcpy(more[(*n)++].node_id, sqlite3_column_text(s, 0),
-               CAP_NODE_ID_SIZE);
+        memcpy(more[*n].node_id, sqlite3_column_text(s, 0), CAP_NODE_ID_SIZE);
+        more[(*n)++].lost = sqlite3_column_int(s, 1) != 0;
     }
     return sqlite3_finalize(s) == SQLITE_OK ? rc : SQLITE_IOERR;
 }
 
-static int look_around(journal_db *d, const char *boot, journal_node **nodes,
-                       size_t *n, bool *other_boot, uint64_t *key) {
-    char text[64] = "";
-    int rc = prepare(d);
+/* All that is there was lost when the host died, also for who opens it after
+   us: what comes from now on was not. */
+static int note_boot(journal_db *d, const char *boot) {
+    char text[320] = "";
 
     (void)ask(d, "SELECT value FROM meta WHERE name = 'boot'", text,
               sizeof(text));
-    *other_boot = strcmp(text, boot) != 0;
+    if (strcmp(text, boot) == 0) {
+        return SQLITE_OK;
+    }
+    snprintf(text, sizeof(text),
+             "BEGIN IMMEDIATE;"
+             "INSERT OR IGNORE INTO meta SELECT DISTINCT 'lost:' || node, ''"
+             " FROM conns;"
+             "UPDATE meta SET value = '%s' WHERE name = 'boot';"
+             "COMMIT",
+             boot);
+    return run(d, text);
+}
+
+static int look_around(journal_db *d, const char *boot, journal_node **nodes,
+                       size_t *n, uint64_t *key) {
+    char text[64] = "";
+    int rc = note_boot(d, boot);
+
     *key = 1;
     if (ask(d,
             "SELECT 1 + max((SELECT ifnull(max(key), 0) FROM conns),"
@@ -209,16 +231,9 @@ static int look_around(journal_db *d, const char *boot, journal_node **nodes,
         *key = strtoull(text, NULL, 10);
     }
     if (rc == SQLITE_OK) {
-        rc = list_nodes(d, nodes, n);
+        rc = prepare(d);
     }
-    if (rc == SQLITE_OK && *other_boot) {
-        char update[160];
-
-        snprintf(update, sizeof(update),
-                 "UPDATE meta SET value = '%s' WHERE name = 'boot'", boot);
-        rc = run(d, update);
-    }
-    return rc;
+    return rc == SQLITE_OK ? list_nodes(d, nodes, n) : rc;
 }
 
 int journal_db_set_aside(const char *dir) {
@@ -269,8 +284,8 @@ static void sync_directory(const char *dir) {
 }
 
 journal_db *journal_db_open(const char *dir, journal_node **nodes,
-                            size_t *nnodes, bool *other_boot, uint64_t *key,
-                            bool *damaged, char *why) {
+                            size_t *nnodes, uint64_t *key, bool *damaged,
+                            char *why) {
     journal_db *d = calloc(1, sizeof(*d));
     char path[512], boot[64];
     int rc = SQLITE_CANTOPEN;
@@ -291,7 +306,7 @@ journal_db *journal_db_open(const char *dir, journal_node **nodes,
         }
         rc = open_file(d, path, boot);
         if (rc == SQLITE_OK) {
-            rc = look_around(d, boot, nodes, nnodes, other_boot, key) & 0xff;
+            rc = look_around(d, boot, nodes, nnodes, key) & 0xff;
         }
         if (rc != SQLITE_CORRUPT) {
             break;
@@ -312,6 +327,7 @@ journal_db *journal_db_open(const char *dir, journal_node **nodes,
         return NULL;
     }
     sync_directory(dir);
+    step(STEP_JOURNAL_OPENED);
     journal_db_tidy(d);
     return d;
 }
@@ -323,14 +339,19 @@ void journal_db_close(journal_db *d) {
     }
 }
 
+/* The database first: a log without one is nothing, and one without its log
+   would be out of date. */
 int journal_db_remove(const char *dir) {
-    static const char *const names[] = {"journal.db-wal", "journal.db"};
+    static const char *const names[] = {"journal.db", "journal.db-wal"};
     char path[512];
 
     for (size_t i = 0; i < 2; i++) {
         snprintf(path, sizeof(path), "%s/%s", dir, names[i]);
         if (unlink(path) != 0 && errno != ENOENT) {
             return -1;
+        }
+        if (i == 0) {
+            step(STEP_JOURNAL_REMOVED);
         }
     }
     sync_directory(dir);
@@ -339,7 +360,7 @@ int journal_db_remove(const char *dir) {
 
 /* ---- commits ---- */
 
-static int step(journal_db *d, enum statement s) {
+static int execute(journal_db *d, enum statement s) {
     int rc = sqlite3_step(d->statements[s]);
 
     (void)sqlite3_reset(d->statements[s]);
@@ -368,7 +389,7 @@ static int put_conn(journal_db *d, uint64_t key, const char *node_id,
     sqlite3_bind_blob(s, 4, intent, sizeof(*intent), SQLITE_STATIC);
     sqlite3_bind_int64(s, 5, conn_checksum(slot, intent, topic));
     sqlite3_bind_text(s, 6, topic, -1, SQLITE_STATIC);
-    return step(d, PUT_CONN);
+    return execute(d, PUT_CONN);
 }
 
 static int put_frames(journal_db *d, uint64_t key, uint32_t chunk,
@@ -379,7 +400,7 @@ static int put_frames(journal_db *d, uint64_t key, uint32_t chunk,
     sqlite3_bind_int64(s, 1, (int64_t)id);
     sqlite3_bind_blob64(s, 2, data, len, SQLITE_STATIC);
     sqlite3_bind_int64(s, 3, checksum(&id, sizeof(id), data, len));
-    return step(d, PUT_FRAMES);
+    return execute(d, PUT_FRAMES);
 }
 
 static int cut_frames(journal_db *d, uint64_t key, uint64_t from,
@@ -391,14 +412,14 @@ static int cut_frames(journal_db *d, uint64_t key, uint64_t from,
     }
     sqlite3_bind_int64(s, 1, (int64_t)((key << JOURNAL_CHUNK_BITS) + from));
     sqlite3_bind_int64(s, 2, (int64_t)((key << JOURNAL_CHUNK_BITS) + end));
-    return step(d, CUT_FRAMES);
+    return execute(d, CUT_FRAMES);
 }
 
 static int drop_conn(journal_db *d, uint64_t key) {
     int rc = cut_frames(d, key, 0, JOURNAL_MOST_CHUNKS);
 
     sqlite3_bind_int64(d->statements[DROP_CONN], 1, (int64_t)key);
-    return rc == SQLITE_OK ? step(d, DROP_CONN) : rc;
+    return rc == SQLITE_OK ? execute(d, DROP_CONN) : rc;
 }
 
 static int drop_node(journal_db *d, const char *node_id) {
@@ -408,11 +429,16 @@ static int drop_node(journal_db *d, const char *node_id) {
                       CAP_NODE_ID_SIZE, SQLITE_STATIC);
     sqlite3_bind_text(d->statements[DROP_NODE], 1, node_id, CAP_NODE_ID_SIZE,
                       SQLITE_STATIC);
-    rc = step(d, DROP_NODE_FRAMES);
-    return rc == SQLITE_OK ? step(d, DROP_NODE) : rc;
+    sqlite3_bind_text(d->statements[DROP_MARK], 1, node_id, CAP_NODE_ID_SIZE,
+                      SQLITE_STATIC);
+    rc = execute(d, DROP_NODE_FRAMES);
+    if (rc == SQLITE_OK) {
+        rc = execute(d, DROP_NODE);
+    }
+    return rc == SQLITE_OK ? execute(d, DROP_MARK) : rc;
 }
 
-static int execute(journal_db *d, const journal_op *op) {
+static int carry_out(journal_db *d, const journal_op *op) {
     int rc;
 
     switch (op->kind) {
@@ -435,22 +461,24 @@ static int execute(journal_db *d, const journal_op *op) {
 
 int journal_db_commit(journal_db *d, const struct journal_ops *ops, char *why) {
     const journal_op *op;
-    int rc = step(d, BEGIN);
+    int rc = execute(d, BEGIN);
 
     TAILQ_FOREACH(op, ops, all) {
         if (rc == SQLITE_OK) {
-            rc = execute(d, op);
+            rc = carry_out(d, op);
         }
     }
+    step(STEP_JOURNAL_WRITTEN);
     if (rc == SQLITE_OK) {
-        rc = step(d, COMMIT);
+        rc = execute(d, COMMIT);
     }
     if (rc == SQLITE_OK) {
+        step(STEP_JOURNAL_COMMITTED);
         return 0;
     }
     (void)failed(d, "writing to it", why);
     if (!sqlite3_get_autocommit(d->db)) {
-        (void)step(d, ROLLBACK);
+        (void)execute(d, ROLLBACK);
     }
     return -1;
 }
@@ -461,6 +489,7 @@ void journal_db_tidy(journal_db *d) {
 
     (void)sqlite3_wal_checkpoint_v2(d->db, NULL, SQLITE_CHECKPOINT_PASSIVE,
                                     &pages, &done);
+    step(STEP_JOURNAL_TIDIED);
 }
 
 /* ---- recovery ---- */
@@ -551,7 +580,7 @@ static int read_node(journal_db *d, const char *node_id, journal_builder *b) {
 /* The rows as the builder has them, in the place of the old ones. */
 static int write_node(journal_db *d, const char *node_id,
                       const journal_builder *b) {
-    int rc = step(d, BEGIN);
+    int rc = execute(d, BEGIN);
 
     if (rc == SQLITE_OK) {
         rc = drop_node(d, node_id);
@@ -566,8 +595,9 @@ static int write_node(journal_db *d, const char *node_id,
         }
     }
     if (rc == SQLITE_OK) {
-        rc = step(d, COMMIT);
+        rc = execute(d, COMMIT);
     }
+    step(STEP_JOURNAL_NUMBERED);
     return rc;
 }
 
@@ -583,7 +613,7 @@ int journal_db_recover(journal_db *d, const char *node_id, journal_recovered *r,
     if (rc != SQLITE_OK) {
         (void)failed(d, "reading from it", why);
         if (!sqlite3_get_autocommit(d->db)) {
-            (void)step(d, ROLLBACK);
+            (void)execute(d, ROLLBACK);
         }
         journal_builder_free(&b);
         return -1;

@@ -6,7 +6,9 @@
  *                                 wire/layout.h has them, of one moment
  *                         frames  its frames from the slot's `acked` on, many
  *                                 in a row; id = key << 20 | chunk
- *                         meta    the boot that it was written in, the version
+ *                         meta    the boot that it was written in, the version,
+ *                                 and `lost:NODEID` for each pool of a boot
+ *                                 before, until it is recovered or dropped
  *   DIR/journal.db-wal    SQLite's log: keeps its size, so that a commit does
  *                         not wait for the file system's own journal
  *
@@ -56,6 +58,7 @@ TAILQ_HEAD(journal_ops, journal_op);
 /* A pool that was in an older process's hands. */
 typedef struct {
     char node_id[CAP_NODE_ID_SIZE];
+    bool lost; /* before this boot: its memory is gone */
 } journal_node;
 
 /* What there is of a connection; frames have the recovered pool's numbers. */
@@ -80,12 +83,11 @@ typedef struct {
 /*
  * Opens `dir`/journal.db, or makes it; one that is damaged or of another
  * version is set aside under another name (*damaged).  *nodes (the caller's)
- * are the pools in it, *other_boot whether it was written before this boot,
- * *key the first free one.  NULL with `why`.
+ * are the pools in it, *key the first free one.  NULL with `why`.
  */
 journal_db *journal_db_open(const char *dir, journal_node **nodes,
-                            size_t *nnodes, bool *other_boot, uint64_t *key,
-                            bool *damaged, char *why);
+                            size_t *nnodes, uint64_t *key, bool *damaged,
+                            char *why);
 void journal_db_close(journal_db *db);
 
 /* All of it in one commit that is on the disk afterwards; 0, or -1 with why. */

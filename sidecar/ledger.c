@@ -146,6 +146,10 @@ uint64_t ledger_destination_mark(const struct destination *d) {
     return d->mark;
 }
 
+const char *ledger_destination_name(const struct destination *d) {
+    return d->number == 0 ? "" : d->metrics.name;
+}
+
 size_t ledger_record_limit(const ledger *l, const conn *c) {
     return c->destination != NULL && c->destination->kafka != NULL
                ? kafka_record_limit(c->destination->kafka)
@@ -220,7 +224,7 @@ void ledger_put(ledger *l, conn *c) {
 }
 
 void ledger_put_more(ledger *l, conn *c, enum cap_frame_type type) {
-    if (c->journal != NULL && c->adopted == NULL) {
+    if (c->journal != NULL && c->adopted == NULL && c->destination != NULL) {
         journal_put_more(l->journal, c, type);
     }
 }

@@ -76,6 +76,9 @@ struct destination *ledger_destination(ledger *l, const char *name);
 /* Of its topic and brokers, as in cap_slot. */
 uint64_t ledger_destination_mark(const struct destination *d);
 
+/* What a worker calls it: "" is the default one. */
+const char *ledger_destination_name(const struct destination *d);
+
 /* The largest record of `c` in bytes, now. */
 size_t ledger_record_limit(const ledger *l, const conn *c);
 

@@ -569,22 +569,31 @@ static const char *take_over(peer *p, const int *fds, enum cap_refusal *code) {
 
 /* The pool has had an owner before us, which is dead. */
 static const char *try_adopt(peer *p) {
-    const char *why;
+    journal *j = p->links->journal;
+    const char *why = NULL;
 
     step(STEP_OWNED);
-    if (p->links->journal != NULL) {
-        why = journal_adopt_pool(p->links->journal, p->pool);
-        if (why != NULL) {
-            return why;
-        }
+    if (j != NULL) {
+        why = journal_may_adopt(j, p->pool);
     }
-    why = pool_adopt(p->pool);
+    if (why == NULL) {
+        why = pool_adopt(p->pool);
+    }
     if (why == NULL) {
         step(STEP_ADOPT_BLOCKS);
         why = assemble_adopt(p->assemble);
     }
     if (why == NULL) {
         step(STEP_ADOPTED);
+        if (j != NULL && p->pool->bad != NULL &&
+            journal_has_node(j, p->pool->node_id)) {
+            why = p->pool->bad; /* what was synced of it is there */
+        }
+    }
+    if (why == NULL && j != NULL) {
+        why = journal_adopt_pool(j, p->pool);
+    }
+    if (why == NULL) {
         log_info("a worker's pool is taken over: %" PRIu32
                  " blocks hold frames",
                  p->pool->nold);
@@ -1067,13 +1076,20 @@ int64_t links_turn(links *ls) {
     return sleep_ns;
 }
 
+/* What the journal has of it would be counted again. */
+static bool may_retire(const peer *p) {
+    return p->links->journal == NULL || p->pool->disowned ||
+           journal_has_forgotten(p->links->journal, p->pool);
+}
+
 void links_retire(links *ls) {
     peer *p, *next;
 
     ring_workers(ls); /* for what the pump has settled by itself */
     for (p = TAILQ_FIRST(&ls->peers); p != NULL; p = next) {
         next = TAILQ_NEXT(p, all);
-        if (p->state == FINISHING && assemble_empty(p->assemble)) {
+        if (p->state == FINISHING && assemble_empty(p->assemble) &&
+            may_retire(p)) {
             retire(p);
         }
     }

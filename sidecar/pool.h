@@ -116,6 +116,7 @@ typedef struct pool {
     uint32_t published;
 
     uint64_t journal_commit; /* the journal's: before it nothing is sent */
+    bool journaled;          /* and whether something of it may be there */
 
     spool *spool;      /* or NULL */
     uint32_t nspooled; /* blocks of it that are there */

@@ -72,7 +72,20 @@
     X(RENAME_FROM, "the intent says with what the next connectionId begins")   \
     X(RENAME, "and that there will be one")                                    \
     X(RENAME_SLOT, "the slot has it")                                          \
-    X(RENAME_DOUBLED, "what may be doubled is counted")
+    X(RENAME_DOUBLED, "what may be doubled is counted")                        \
+    X(JOURNAL_OPENED, "the journal is open, and knows which pools are lost")   \
+    X(JOURNAL_WRITTEN, "a group is in it, and not committed")                  \
+    X(JOURNAL_COMMITTED, "it is on the disk")                                  \
+    X(JOURNAL_NUMBERED, "a lost pool's rows have the numbers of the next one") \
+    X(JOURNAL_TIDIED, "the journal's log has been emptied")                    \
+    X(JOURNAL_CLOSED, "it cannot be written, and is closed")                   \
+    X(JOURNAL_REMOVED, "its database is removed, and not its log")             \
+    X(JOURNAL_TOLD, "the loop knows what became of a group")                   \
+    X(JOURNAL_SYNCED, "a slot says how far it is on the disk")                 \
+    X(JOURNAL_FOUND, "what is to be a pool again is at hand")                  \
+    X(JOURNAL_RECOVERED, "and it is one")                                      \
+    X(JOURNAL_ADOPTED, "a pool that was taken over is to be forgotten")        \
+    X(JOURNAL_FORGOTTEN, "one that is settled is forgotten")
 
 enum step {
 #define X(name, what) STEP_##name,

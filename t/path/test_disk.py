@@ -3,6 +3,7 @@ released is in the topic once, whoever dies."""
 
 import errno
 import os
+import random
 import re
 import threading
 import time
@@ -19,6 +20,7 @@ from rig.sidecar import check
 from rig.source import Response, pattern
 from rig.status import wait_until
 
+from fault.test_resume import mortal
 from path.session import Session, assert_captured, settled, without_barriers
 
 
@@ -259,6 +261,53 @@ def test_a_pool_that_comes_back_is_right_and_the_journal_is_not(
         s.wait_for_status(settled(4), 60)
     assert_captured(without_barriers(s.drain()), [c])
     assert rows(s.spool) == (0, 0)
+
+
+def deaths(s, steps):
+    """The worker's pool stays, and is right."""
+    binary = mortal()
+    if not binary:
+        pytest.skip("the sanitizers' build has no kill points")
+    s.sidecar.binary = binary
+    sent = []
+    with Session(s) as c:
+        for step in steps:
+            s.sidecar.kill9()
+            s.sidecar.env = {"CAPTURE_KILL_POINT": f"{step}:1"}
+            s.sidecar.start(wait=False)
+            held = threading.Thread(target=c.request, args=("POST", f"/{step}"),
+                                    kwargs={"body": pattern(3000, 1)})
+            held.start()
+            sent.append(f"/{step}")
+            wait_until(lambda: not s.sidecar.running(), 20, f"a death at {step}")
+            assert s.sidecar.process.wait() == -9, s.sidecar.log_text()
+            s.sidecar.env = {}
+            s.sidecar.start()
+            s.wait_linked()
+            held.join()
+            assert c.request("POST", "/then", body=b"x").status == 200
+            sent.append("/then")
+            assert metric(s, "recovered_exchanges_total") == 0
+        s.wait_for_status(settled(len(sent)), 60)
+    assert_captured(without_barriers(s.drain()), [c])
+    assert rows(s.spool) == (0, 0)
+
+
+# others need a pool that is lost, or a disk that fails: t/unit/test_journal.c
+REACHED = ("JOURNAL_OPENED", "JOURNAL_WRITTEN", "JOURNAL_COMMITTED",
+           "JOURNAL_TIDIED", "JOURNAL_TOLD", "JOURNAL_SYNCED", "JOURNAL_ADOPTED")
+
+
+def test_death_at_a_step_of_the_journal(on_disk):
+    steps = random.sample(REACHED, 2)
+    print(steps)
+    deaths(on_disk(server="capture_wait_timeout 120s;"), steps)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_death_at_each_step_of_the_journal(on_disk):
+    deaths(on_disk(server="capture_wait_timeout 120s;"), REACHED)
 
 
 def test_a_damaged_journal_is_set_aside(on_disk):

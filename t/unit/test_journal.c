@@ -11,7 +11,9 @@
 #include "t/unit/test_death.c"
 #undef main
 
+#include <signal.h>
 #include <sqlite3.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -87,12 +89,12 @@ static const char *own(int fd) {
         return NULL;
     }
     step(STEP_OWNED);
-    why = journal_adopt_pool(jr, p);
+    why = journal_may_adopt(jr, p);
     why = why == NULL ? pool_adopt(p) : why;
     step(STEP_ADOPT_BLOCKS);
     why = why == NULL ? assemble_adopt(a) : why;
     step(STEP_ADOPTED);
-    return why;
+    return why == NULL ? journal_adopt_pool(jr, p) : why;
 }
 
 static int recovered(void *owner, int fd, const char **reason) {
@@ -129,6 +131,17 @@ static void disk(bool last) {
     }
 }
 
+/* No file can be written beyond `bytes`. */
+static void disk_takes(rlim_t bytes) {
+    struct rlimit limit = {bytes, RLIM_INFINITY};
+
+    signal(SIGXFSZ, SIG_IGN);
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+}
+
+/* The turn from which on it takes nothing. */
+static unsigned fails_at = UINT32_MAX;
+
 static void live_with_journal(unsigned turns) {
     const char *bad;
 
@@ -138,6 +151,9 @@ static void live_with_journal(unsigned turns) {
     frames(dice(10));
     disk_turns = 1 + dice(8);
     for (unsigned i = 0; i < turns; i++) {
+        if (i == fails_at) {
+            disk_takes(1);
+        }
         frames(dice(12));
         bad = turn();
         ck_assert_msg(bad == NULL, "the link ends: %s", bad);
@@ -150,11 +166,41 @@ static void live_with_journal(unsigned turns) {
     }
 }
 
-/* The group that was being written may be on the disk, or not: it is. */
+static void in_dir(const char *command) {
+    char line[200];
+
+    snprintf(line, sizeof(line), "cd %s && { %s; }", dir, command);
+    ck_assert_int_eq(system(line), 0);
+}
+
+/* What the journal's files hold when its thread dies. */
+static volatile bool copied;
+
+#ifdef CAPTURE_KILL_POINTS
+static void copy_journal(void) {
+    disk_takes(RLIM_INFINITY);
+    in_dir("cp -r journal then");
+    copied = true;
+}
+#endif
+
+/* The group that was being written is on the disk, but where its thread has died
+   before. */
 static void end_process(void) {
     deaths++;
     fuse = 0;
-    journal_abort(jr);
+    disk_takes(RLIM_INFINITY);
+    if (jr != NULL) {
+        journal_abort(jr);
+        jr = NULL;
+    }
+#ifdef CAPTURE_KILL_POINTS
+    dead_aside = false;
+#endif
+    if (copied) {
+        copied = false;
+        in_dir("rm -r journal; mv then journal");
+    }
     broker_producer_died();
     if (p != NULL) {
         munmap(p->header, p->mapped);
@@ -184,19 +230,7 @@ static unsigned rows_left(void) {
                "(SELECT count(*) FROM frames)");
 }
 
-/* One that recovers, until all is settled. */
-static void recover(bool same_boot) {
-    begin();
-    if (same_boot) {
-        journal_turn(jr);
-        ck_assert_ptr_null(p);
-        fake_loop_advance(l, JOURNAL_PATIENCE_NS);
-    }
-    journal_turn(jr);
-    journal_wait(jr);
-    if (p == NULL) {
-        return; /* there was nothing */
-    }
+static void settle_all(void) {
     ck_assert_ptr_null(turn());
     assemble_end(a, CAP_WORKER_EXIT);
     for (unsigned i = 0; i < 3000 && !assemble_empty(a); i++) {
@@ -210,6 +244,21 @@ static void recover(bool same_boot) {
     ck_assert_uint_eq(p->count.open, 0);
     ck_assert_uint_eq(p->count.taken, p->header->worker.handed);
     balanced();
+}
+
+/* One that recovers, until all is settled; `patient`: it may have to wait. */
+static void recover(bool patient) {
+    begin();
+    journal_turn(jr);
+    journal_wait(jr);
+    if (p == NULL && patient) {
+        fake_loop_advance(l, JOURNAL_PATIENCE_NS);
+        journal_turn(jr);
+        journal_wait(jr);
+    }
+    if (p != NULL) { /* there was something */
+        settle_all();
+    }
 }
 
 static void end_orderly(void) {
@@ -263,6 +312,9 @@ static void open_journal(void) {
     conf.journal_size = 64 << 20;
     jr = NULL;
     orphans = 0;
+#ifdef CAPTURE_KILL_POINTS
+    last_words = copy_journal;
+#endif
 }
 
 static void close_journal(void) {
@@ -274,14 +326,15 @@ static void close_journal(void) {
     broker_clear();
 }
 
-/* Sidecars die, and in the end the host: each at step `s`, STEP_COUNT: any. */
-static void lives_and_host(unsigned n, unsigned s) {
+/* Sidecars die, each at step `s`, STEP_COUNT: any; with the last one, the
+   worker. */
+static void lives_in_turn(unsigned n, unsigned s) {
     static volatile unsigned i;
 
     broker.limit = 2000 + dice(dice(2) == 0 ? 3000 : 20000);
     for (i = 0; i <= n; i++) {
         wanted = s < STEP_COUNT ? s : dice(STEP_COUNT);
-        fuse = 1 + dice(dice(2) == 0 ? 3 : 30);
+        fuse = 1 + (s < STEP_COUNT ? i % 3 : dice(dice(2) == 0 ? 3 : 30));
         if (setjmp(grave) == 0) {
             live_with_journal(1 + dice(dice(3) == 0 ? 40 : 12));
         }
@@ -292,23 +345,26 @@ static void lives_and_host(unsigned n, unsigned s) {
             fake_offer(w);
         }
     }
-    (void)ask(ANOTHER_BOOT);
-    /* it dies again while it recovers */
-    static volatile unsigned again;
-    for (again = dice(3); again > 0; again--) {
-        static volatile bool same;
+}
 
-        same = again < 2 && dice(2) == 0 && i > n + 1;
-        wanted = dice(STEP_COUNT);
-        fuse = 1 + dice(10);
+/* And in the end the host, also while it recovers. */
+static void lives_and_host(unsigned n, unsigned s) {
+    static volatile unsigned again;
+
+    lives_in_turn(n, s);
+    (void)ask(ANOTHER_BOOT);
+    for (again = s < STEP_COUNT ? 3 : dice(3); again > 0; again--) {
+        wanted = s < STEP_COUNT ? s : dice(STEP_COUNT);
+        fuse = 1 + (s < STEP_COUNT ? 0 : dice(10));
         if (setjmp(grave) == 0) {
-            recover(same);
+            recover(true);
         }
-        fuse = 0;
         end_process();
-        (void)ask(ANOTHER_BOOT);
+        if (dice(2) == 0) {
+            (void)ask(ANOTHER_BOOT);
+        }
     }
-    recover(false);
+    recover(true);
     end_orderly();
     ck_assert_uint_eq(rows_left(), 0);
 }
@@ -330,6 +386,154 @@ START_TEST(what_was_released_is_there_where_the_topic_may_not_be_read) {
 }
 END_TEST
 
+#ifdef CAPTURE_KILL_POINTS
+/* Of each step of the journal alone, as far as these lives come to it. */
+#define STEPS_HERE                                                             \
+    {                                                                          \
+        STEP_JOURNAL_OPENED, STEP_JOURNAL_WRITTEN, STEP_JOURNAL_COMMITTED,     \
+            STEP_JOURNAL_NUMBERED, STEP_JOURNAL_TIDIED, STEP_JOURNAL_TOLD,     \
+            STEP_JOURNAL_SYNCED, STEP_JOURNAL_FOUND, STEP_JOURNAL_RECOVERED,   \
+            STEP_JOURNAL_ADOPTED                                               \
+    }
+
+START_TEST(death_at_each_step_of_the_journal_and_then_the_host) {
+    static const unsigned steps[] = STEPS_HERE;
+
+    seed = (unsigned)_i + 200;
+    lives_and_host(3, steps[_i / 4]);
+    (void)judge_releases();
+    ck_assert_msg(has_died_at(steps[_i / 4]), "nobody died at step %u",
+                  steps[_i / 4]);
+}
+END_TEST
+
+/* The last of them sees the worker go. */
+static void last_life_with_journal(void) {
+    live_with_journal(10);
+    pool_close(p);
+    settle_all();
+    judge();
+    end_orderly();
+    ck_assert_uint_eq(rows_left(), 0);
+}
+
+/* The pool stays, and is right. */
+START_TEST(death_at_each_step_of_the_journal_with_its_worker_alive) {
+    static const unsigned steps[] = STEPS_HERE;
+
+    seed = (unsigned)_i + 300;
+    lives_in_turn(4, steps[_i / 2]);
+    fake_offer(w);
+    last_life_with_journal();
+}
+END_TEST
+
+/* Of a journal that cannot be written nothing is believed, in whatever state it
+   was left. */
+START_TEST(death_while_a_journal_is_removed_doubles_nothing) {
+    static const unsigned steps[] = {STEP_JOURNAL_CLOSED, STEP_JOURNAL_REMOVED};
+    unsigned s = steps[_i % 2];
+
+    seed = (unsigned)_i + 400;
+    fails_at = 5;
+    if (setjmp(grave) == 0) {
+        wanted = s;
+        fuse = 1;
+        live_with_journal(60);
+    }
+    fails_at = UINT32_MAX;
+    look_at_releases();
+    end_process();
+    ck_assert(has_died_at(s));
+    if (s == STEP_JOURNAL_REMOVED) { /* else it would be as of some time ago */
+        in_dir("[ ! -e journal/journal.db ]");
+    }
+    if (_i & 2) {
+        fake_offer(w);
+        last_life_with_journal();
+        return;
+    }
+    if (s == STEP_JOURNAL_CLOSED) {
+        (void)ask(ANOTHER_BOOT);
+    }
+    recover(false);
+    end_orderly();
+    if (s == STEP_JOURNAL_CLOSED) {
+        (void)judge_releases();
+    }
+    ck_assert_uint_eq(rows_left(), 0);
+}
+END_TEST
+
+#endif
+
+/* It was opened after the host's start by one that then died: what is there is
+   lost all the same, and what comes later in the same name is not believed. */
+START_TEST(what_was_lost_with_the_host_stays_so) {
+    fake_take_slot(w, 0, "r1");
+    fake_read(w, 0, CAP_FRAME_BEGIN, bytes_of(0, 'Q', 0, 100));
+    fake_eom(w, 0, CAP_FRAME_WAIT);
+    broker.ready = false;
+    begin();
+    ck_assert_ptr_null(own(w->fd));
+    ck_assert_ptr_null(turn());
+    disk(true);
+    end_process();
+    (void)ask(ANOTHER_BOOT);
+    for (int i = 0; i < 2; i++) {
+        begin();
+        p = pool_open(w->fd, UINT64_MAX, &why);
+        ck_assert_ptr_nonnull(journal_may_adopt(jr, p));
+        end_process();
+    }
+    begin();
+    journal_turn(jr);
+    journal_wait(jr);
+    ck_assert_int_eq(orphans, 1);
+    end_process();
+    /* what comes now was made of that */
+    begin();
+    p = pool_open(w->fd, UINT64_MAX, &why);
+    ck_assert_ptr_null(journal_may_adopt(jr, p));
+    end_process();
+}
+END_TEST
+
+/* Its slot is the worker's memory. */
+START_TEST(who_a_connection_is_and_where_it_goes_is_read_once) {
+    cap_slot *s = cap_slot_at(w->header, &w->g, 0);
+
+    broker.ready = false;
+    w->topic = SECOND;
+    fake_take_slot(w, 0, "r1");
+    fake_read(w, 0, CAP_FRAME_BEGIN, bytes_of(0, 'Q', 0, 100));
+    begin();
+    ck_assert_ptr_null(own(w->fd));
+    ck_assert_ptr_null(turn());
+    s->topic = DEFAULT;
+    s->id[1] = '2';
+    s->renames = 1;
+    memset(w->header->topic_names[0], 0, CAP_TOPIC_NAME_SIZE);
+    fake_eom(w, 0, CAP_FRAME_WAIT);
+    ck_assert_ptr_null(turn());
+    disk(true);
+    s->topic = UNKNOWN;
+    ck_assert_uint_ne(s->synced, 0);
+    end_process();
+    (void)ask(ANOTHER_BOOT);
+    broker.ready = true;
+    recover(false);
+    end_orderly();
+    for (int i = 0; i < BROKER_ALL; i++) {
+        for (unsigned k = 0; k < broker.partitions[i].n; k++) {
+            ck_assert_str_eq(broker.partitions[i].log[k].key, "r1");
+            ck_assert_int_eq(i / BROKER_PARTITIONS, SECOND);
+        }
+    }
+    ck_assert_uint_eq(rows_left(), 0);
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("journal");
     TCase *t = tcase_create("journal");
@@ -342,6 +546,16 @@ int main(void) {
                         0, 40);
     tcase_add_loop_test(
         t, what_was_released_is_there_where_the_topic_may_not_be_read, 0, 30);
+#ifdef CAPTURE_KILL_POINTS
+    tcase_add_loop_test(t, death_at_each_step_of_the_journal_and_then_the_host,
+                        0, 40);
+    tcase_add_loop_test(
+        t, death_at_each_step_of_the_journal_with_its_worker_alive, 0, 20);
+    tcase_add_loop_test(t, death_while_a_journal_is_removed_doubles_nothing, 0,
+                        8);
+#endif
+    tcase_add_test(t, what_was_lost_with_the_host_stays_so);
+    tcase_add_test(t, who_a_connection_is_and_where_it_goes_is_read_once);
     suite_add_tcase(s, t);
     srunner_run_all(r, CK_NORMAL);
     failed = srunner_ntests_failed(r);

@@ -3,12 +3,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "sidecar/log.h"
 
-/* What the last of many producers that hang is still given to end. */
-#define STOP_LEAST_NS 100000000ll
+#define READERS_NS 1000000000ll /* for consumers that end with the process */
 
 bool destination_has_kafka(const config *c) {
     return config_kafka(c, "bootstrap.servers") != NULL;
@@ -110,27 +108,19 @@ destinations *destinations_open(const config *c, loop *l,
     return ds;
 }
 
-static int64_t clock_ns(void) {
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
 void destinations_stop(destinations *ds, int64_t within_ns) {
-    int64_t until = clock_ns() + within_ns;
+    kafka *producers[CONFIG_MAX_DESTINATIONS + 1];
+    size_t n = 0;
 
     for (size_t i = 0; i < ds->n; i++) {
         settle_stop(ds->at[i].settle);
-    }
-    for (size_t i = 0; i < ds->n; i++) {
-        int64_t left = until - clock_ns();
-
         if (ds->at[i].kafka != NULL) {
-            kafka_free(ds->at[i].kafka,
-                       left > STOP_LEAST_NS ? left : STOP_LEAST_NS);
-            ds->at[i].kafka = NULL;
+            producers[n++] = ds->at[i].kafka;
         }
+    }
+    kafkas_free(producers, n, within_ns);
+    for (size_t i = 0; i < ds->n; i++) {
+        ds->at[i].kafka = NULL;
     }
 }
 
@@ -139,6 +129,7 @@ void destinations_free(destinations *ds) {
         return;
     }
     metrics_register_destinations(NULL, NULL);
+    kafka_readers_wait(READERS_NS);
     for (size_t i = 0; i < ds->n; i++) {
         settle_free(ds->at[i].settle);
     }

@@ -64,7 +64,7 @@ bool destinations_idle(const destinations *ds);
 /* HUP: see kafka_reload. */
 void destinations_reload(destinations *ds);
 
-/* Ends the producers, all of them within about `within_ns`. */
+/* Ends the producers, side by side, within about `within_ns`. */
 void destinations_stop(destinations *ds, int64_t within_ns);
 /* After destinations_stop, and after every connection has been discarded. */
 void destinations_free(destinations *ds);

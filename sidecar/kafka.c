@@ -521,53 +521,91 @@ size_t kafka_queued(const kafka *k) {
     return k->bytes;
 }
 
-/* Polls until everything is reported or the time is over. */
-static void poll_until(kafka *k, int64_t until_ns) {
-    while (k->records > 0) {
-        int64_t left = until_ns - clock_ns();
-        if (left <= 0)
-            return;
+/* the end of all */
+
+static void poll_some(kafka *k, int ms) {
+    rd_kafka_event_t *event;
+    for (; k->records > 0; ms = 0) {
         kafka_pace_continue(k);
-        int ms = (int)(left / KAFKA_MS) + 1;
-        rd_kafka_event_t *event =
-            rd_kafka_queue_poll(k->queue, ms > 100 ? 100 : ms);
+        event = rd_kafka_queue_poll(k->queue, ms);
         if (event == NULL)
-            continue;
+            return;
         dispatch(k, event);
         rd_kafka_event_destroy(event);
     }
 }
 
-void kafka_free(kafka *k, int64_t within_ns) {
-    if (k == NULL)
-        return;
-    int64_t until = clock_ns() + within_ns;
+/* Until all of their records are reported. */
+static void poll_until(kafka *const *ks, size_t n, int64_t until_ns) {
+    for (;;) {
+        int64_t left = until_ns - clock_ns();
+        int waiting = 0;
+        for (size_t i = 0; i < n; i++)
+            waiting += ks[i]->rk != NULL && ks[i]->records > 0;
+        if (waiting == 0 || left <= 0)
+            return;
+        int ms = (int)(left / KAFKA_MS) + 1;
+        ms = (ms > 100 ? 100 : ms) / waiting;
+        for (size_t i = 0; i < n; i++)
+            if (ks[i]->rk != NULL)
+                poll_some(ks[i], ms > 0 ? ms : 1);
+    }
+}
+
+static void begin_end(kafka *k) {
     kafka_topic_stop(k);
     k->topic.ready = false; /* the ledger's retries end here */
     report_rejected(&k->rejected_timer);
-    if (k->rk != NULL) {
-        poll_until(k, until);
-        kafka_pace_reset(k, "the sidecar ends");
-        if (k->records > 0)
-            rd_kafka_purge(k->rk, RD_KAFKA_PURGE_F_QUEUE |
-                                      RD_KAFKA_PURGE_F_INFLIGHT |
-                                      RD_KAFKA_PURGE_F_NON_BLOCKING);
-        poll_until(k, clock_ns() + KAFKA_S);
-        if (k->records > 0)
-            log_error("kafka%s: %zu records were never reported", k->of,
-                      k->records);
-        retire(k);
-    }
+}
+
+static void purge(kafka *k) {
+    if (k->rk == NULL)
+        return;
+    kafka_pace_reset(k, "the sidecar ends");
+    if (k->records > 0)
+        rd_kafka_purge(k->rk, RD_KAFKA_PURGE_F_QUEUE |
+                                  RD_KAFKA_PURGE_F_INFLIGHT |
+                                  RD_KAFKA_PURGE_F_NON_BLOCKING);
+}
+
+static void end_producer(kafka *k) {
+    if (k->rk == NULL)
+        return;
+    if (k->records > 0)
+        log_error("kafka%s: %zu records were never reported", k->of,
+                  k->records);
+    retire(k);
+}
+
+static void free_one(kafka *k, const struct timespec *until) {
     loop_timer_cancel(k->l, &k->timer);
     loop_timer_cancel(k->l, &k->rejected_timer);
     loop_remove(k->l, &k->io);
     close(k->io.fd);
     /* a thread that hangs in a name look-up does not keep the process, and it
        needs nothing of ours */
-    int64_t last = clock_ns() + 2 * KAFKA_S;
-    struct timespec ts = {.tv_sec = last / KAFKA_S, .tv_nsec = last % KAFKA_S};
-    join_retired(k, &ts);
+    join_retired(k, until);
     kafka_topic_free(k);
     kafka_pace_free(k);
     free(k);
+}
+
+void kafkas_free(kafka *const *ks, size_t n, int64_t within_ns) {
+    int64_t until = clock_ns() + within_ns;
+    for (size_t i = 0; i < n; i++)
+        begin_end(ks[i]);
+    poll_until(ks, n, until);
+    for (size_t i = 0; i < n; i++)
+        purge(ks[i]);
+    poll_until(ks, n, clock_ns() + KAFKA_S);
+    for (size_t i = 0; i < n; i++)
+        end_producer(ks[i]);
+    int64_t last = clock_ns() + 2 * KAFKA_S;
+    struct timespec ts = {.tv_sec = last / KAFKA_S, .tv_nsec = last % KAFKA_S};
+    for (size_t i = 0; i < n; i++)
+        free_one(ks[i], &ts);
+}
+
+void kafka_free(kafka *k, int64_t within_ns) {
+    kafkas_free(&k, k != NULL, within_ns);
 }

@@ -133,6 +133,9 @@ void kafka_look(const kafka *k, kafka_health *into);
    reported as KAFKA_IN_DOUBT or KAFKA_NOT_PERSISTED first. */
 void kafka_free(kafka *k, int64_t within_ns);
 
+/* The same of many, side by side: it takes as long as the slowest alone. */
+void kafkas_free(kafka *const *ks, size_t n, int64_t within_ns);
+
 /* murmur2 as Kafka's Java client computes it (for tests). */
 uint32_t kafka_murmur2(const void *key, size_t len);
 

@@ -17,7 +17,6 @@
 #define AGAIN_NS 500000000ll  /* Kafka is not ready, or a barrier failed */
 #define LOOK_NS 100000000ll   /* the topic has not been described yet */
 #define IDLE_NS 60000000000ll /* the consumer is kept for so long */
-#define END_NS 1000000000ll   /* for consumers that end with the process */
 #define SLOW_NS 30000000000ll /* a round that takes longer is logged */
 #define HASH_SIZE 4096u       /* of doubts by connectionId */
 #define PARTITION_LISTS 256u  /* a bad pool can name any */
@@ -164,7 +163,6 @@ void settle_free(settle *s) {
         return;
     }
     settle_stop(s);
-    kafka_readers_wait(END_NS);
     for (unsigned i = 0; i < PARTITION_LISTS; i++) {
         while ((p = LIST_FIRST(&s->partitions[i])) != NULL) {
             free_partition(p);

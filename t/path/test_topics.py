@@ -5,13 +5,16 @@ import random
 import re
 import signal
 import threading
+import time
 import urllib.error
 import urllib.request
 
 import pytest
 
 from refconsumer.verify import verify_topic
-from rig.process import free_port
+from rig.process import SANITIZED, free_port
+from rig.shim import Shim
+from rig.sidecar import Sidecar
 from rig.source import Response, pattern
 from rig.status import wait_until
 
@@ -425,3 +428,20 @@ def test_check_says_what_does_not_fit(workdir):
     assert rc == 1 and "kafka.* of a: " in err, err
 
 
+
+
+@pytest.mark.skipif(SANITIZED, reason="what hangs at the end would be a leak")
+def test_clusters_that_hang_end_side_by_side(workdir):
+    """Looking up their names takes a minute: a thread cannot be ended in that."""
+    names = Shim(workdir, "names", 8)
+    conf = {"listen": f"unix:{workdir}/s", "topic": "t",
+            "kafka.bootstrap.servers": "k.hangs:1"}
+    for i in range(16):
+        conf[f"topic.n{i}"] = f"t{i}"
+        conf[f"topic.n{i}.kafka.bootstrap.servers"] = f"k{i}.hangs:1"
+    sidecar = Sidecar(workdir, conf, env=names.env)
+    sidecar.start()
+    wait_until(lambda: names.memory[0] == 17, what="17 look-ups")
+    begun = time.monotonic()
+    assert sidecar.stop(60) == 0
+    assert time.monotonic() - begun < 12   # one takes 2 s, all in turn 34

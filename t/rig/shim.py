@@ -1,5 +1,5 @@
 """A library of a test's own under a process, steered by a few bytes of memory that
-both share (clock.c, disk.c)."""
+both share (clock.c, disk.c, names.c)."""
 
 import mmap
 import os

@@ -313,9 +313,16 @@ size_t kafka_queued(const kafka *k) {
     return 0;
 }
 
-void kafka_free(kafka *k, int64_t within_ns) {
-    (void)k, (void)within_ns;
+static void free_producer(const kafka *k) {
+    (void)k;
     while (broker.nsent > 0) {
         broker_report(0, KAFKA_IN_DOUBT);
+    }
+}
+
+void kafkas_free(kafka *const *ks, size_t n, int64_t within_ns) {
+    (void)within_ns;
+    for (size_t i = 0; i < n; i++) {
+        free_producer(ks[i]);
     }
 }

@@ -162,8 +162,7 @@ size_t kafka_queued(const kafka *k) {
     return 0;
 }
 
-void kafka_free(kafka *k, int64_t within_ns) {
-    (void)within_ns;
+static void free_producer(const kafka *k) {
     for (unsigned i = 0; i < fake_kafka.n; i++) {
         fake_record *r = &fake_kafka.records[i];
 
@@ -176,6 +175,13 @@ void kafka_free(kafka *k, int64_t within_ns) {
                                          KAFKA_IN_DOUBT, -1, "the end");
         }
         free(r->copy);
+    }
+}
+
+void kafkas_free(kafka *const *ks, size_t n, int64_t within_ns) {
+    (void)within_ns;
+    for (size_t i = 0; i < n; i++) {
+        free_producer(ks[i]);
     }
 }
 

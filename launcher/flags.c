@@ -349,6 +349,9 @@ static void read_variable(options *o, int id, const char *flag_name,
     value = variable(environment, name);
     if (value == NULL)
         return;
+    /* both names of a flag may make the same variable */
+    if (o->from[id] != NULL && strcmp(o->from[id], name) == 0)
+        return;
     if (flags[id].kind == FLAG_PAIRS)
         options_warn(o, "%s: a list has no variable; give --%s", name,
                      flag_name);

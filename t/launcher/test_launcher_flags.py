@@ -275,6 +275,9 @@ def test_secrets_are_in_no_dump():
     ("CAPTURE_PROXY_SUPPRESS_CAPTURE_FOR_URI_PATH", "/v", "(?:/v)"),
     ("CAPTURE_PROXY_NUM_THREADS", "9", "worker_processes 9;"),
     ("CAPTURE_PROXY_STATUS_LISTEN", "127.0.0.1:8", "listen 127.0.0.1:8;"),
+    # of both names of its flag
+    ("CAPTURE_PROXY_OTEL_METRICS_COLLECTOR_ENDPOINT", "http://v:1",
+     "otlp.endpoint = http://v:1"),
 ])
 def test_each_flag_is_a_variable_as_well(name, value, line):
     given = {"CAPTURE_PROXY_DESTINATION_URI": "http://s",

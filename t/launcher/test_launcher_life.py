@@ -54,6 +54,20 @@ def alive(pids):
             and "\nState:\tZ" not in open(f"/proc/{p}/status").read()]
 
 
+# ---- starting ----
+
+def test_the_first_request_is_captured(launcher, source, broker, topic):
+    broker.start()
+    l = launcher("--destinationUri", f"http://127.0.0.1:{source.port}",
+                 "--kafkaConnection", broker.bootstrap, "--kafkaTopic", topic)
+    with Session(l) as c:
+        assert c.request("POST", "/_bulk", body=b"{}\n").status == 200
+        total = l.wait_for_status(settled(1))["total"]
+    assert total["captured"] == 1, total
+    assert l.stop() == 0, l.log_text()
+    assert_captured(broker.read_topic(topic), [c])
+
+
 # ---- ending ----
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -93,6 +107,25 @@ def test_a_request_that_does_not_end_has_a_deadline(capturing, source):
         assert c.ended()
     hold.set()
     assert "requests are not finished in time" in l.log_text()
+
+
+def test_a_second_signal_ends_nginx_at_once(capturing, source):
+    hold = threading.Event()
+    source.answer = lambda r: Response(hold=hold)
+    l = capturing("--shutdown-timeout", "60s")
+    # what NGINX below 1.23 says when it gets TERM after QUIT
+    l.allowed = ["open socket #", "aborting"]
+    with l.client() as c:
+        c.send(build_request("GET", "/", [("Host", "h")]))
+        wait_until(lambda: source.requests, 10, "the request at the source")
+        start, nginx = time.monotonic(), l.nginx_pid()
+        os.kill(l.pid, signal.SIGTERM)
+        l.wait_for_log("NGINX finishes its requests")
+        assert alive([nginx])
+        assert l.stop() == 0, l.log_text()
+        assert time.monotonic() - start < 30   # of 36 s that requests have
+    hold.set()
+    assert "TERM again: NGINX ends at once" in l.log_text()
 
 
 def test_a_sidecar_that_cannot_drain_is_exit_3(launcher, source):

@@ -48,6 +48,13 @@ def _loopback_up():
 
 
 def _overlay():
+    # containers have it mounted, which a layer above its directory does not see;
+    # a bare system may have none
+    try:
+        with open("/etc/hosts") as f:
+            hosts = f.read()
+    except FileNotFoundError:
+        hosts = ""
     layers = "/mnt"      # is there, and empty enough: nobody else sees this one
     subprocess.run(["mount", "-t", "tmpfs", "layers", layers], check=True)
     for i, lower in enumerate(OVERLAID):
@@ -58,6 +65,8 @@ def _overlay():
             ["mount", "-t", "overlay", "-o",
              f"lowerdir={lower},upperdir={upper},workdir={work}", "layers",
              lower], check=True)
+    with open("/etc/hosts", "w") as f:
+        f.write(hosts or "127.0.0.1 localhost\n::1 localhost\n")
 
 
 if __name__ == "__main__":

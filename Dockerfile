@@ -7,24 +7,38 @@
 #             Debian 12 and 13 and each archive in deploy/image/nginx-sources: to
 #             copy from (deploy/image/nginx.Dockerfile)
 #
-# script/test-image builds and starts them. To pin the base further, give its digest:
-# --build-arg DEBIAN=debian:trixie-slim@sha256:...
+# script/test-image builds and starts them, and with --arm64 those for arm64.
+#
+# The bases are pinned by digest, that of the index of all architectures. A newer one,
+# with its digest:
+#
+#   docker buildx imagetools inspect debian:trixie-slim
+#
+# (https://github.com/docker-library/repo-info has the same, by the names with dates.)
+# Other bases: --build-arg DEBIAN=... --build-arg DEBIAN_OLD=...
+# What apt-get installs is what the suite has on the day of the build: its security
+# updates are wanted.
 
-ARG DEBIAN=debian:trixie-slim
+ARG DEBIAN=debian:trixie-20260918-slim@sha256:a99cfc517144bc59b1978475ec53b46ecabec7e43635402ee5b77cc54cd1b20a
 # the oldest C library that the modules are for
-ARG DEBIAN_OLD=debian:bookworm-slim
+ARG DEBIAN_OLD=debian:bookworm-20260918-slim@sha256:3783cc01769c7b2b1b83a5c5ad96c815348e28ed7da68e2e3687004faa906251
+# what compilers run on: of the builder's own architecture, whatever the image's
+ARG DEBIAN_BUILD=${DEBIAN}
 
-FROM ${DEBIAN} AS build
+# hadolint ignore=DL3029
+FROM --platform=$BUILDPLATFORM ${DEBIAN_BUILD} AS build
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+ARG TARGETARCH
 WORKDIR /src
-# The packages are Debian's, of the suite that DEBIAN pins.
 COPY script script
-RUN apt-get -q update && script/bootstrap \
+RUN apt-get -q update && script/bootstrap --for "$TARGETARCH" \
     && rm -rf /var/lib/apt/lists/*
 COPY . .
-RUN make -j"$(nproc)" all \
+RUN triple=$(dpkg-architecture ${TARGETARCH:+-a"$TARGETARCH"} -qDEB_HOST_GNU_TYPE) \
+    && export CC="$triple-gcc" AR="$triple-ar" \
+    && make -j"$(nproc)" all \
     && make install DESTDIR=/out prefix=/usr moduledir=/usr/lib/nginx/modules \
-    && strip /out/usr/bin/* \
+    && "$triple-strip" /out/usr/bin/* \
     && version=$(nginx -v 2>&1 | sed 's|.*/\([0-9.]*\).*|\1|') \
     && install -D -t "/modules/nginx-$version" build/ngx_http_capture_module.so
 

@@ -17,11 +17,19 @@ provide_base() {
     _provide_chroot "base-$1" "$1" ca-certificates
 }
 
-# provide_cross_chroot SUITE ARCHITECTURE PACKAGE...: one of this machine's
-# architecture that can also have packages (NAME:ARCHITECTURE) of the other.
+# provide_cross_chroot SUITE ARCHITECTURE: one of this machine's architecture, with
+# what builds for the other (cross.sh), its unit tests, and what runs its programs.
 provide_cross_chroot() {
+    local packages
+    mapfile -t packages < <(cross_packages "$2")
     ARCHITECTURES=$(dpkg --print-architecture),$2 \
-        _provide_chroot "cross-$2-$1" "$1" "${@:3}"
+        _provide_chroot "cross-$2-$1" "$1" "${packages[@]}" "check:$2" curl qemu-user
+}
+
+# provide_foreign_base SUITE ARCHITECTURE: as provide_base, of an architecture whose
+# programs this machine can start (t/rig/emulated.py).
+provide_foreign_base() {
+    ARCHITECTURES=$2 _provide_chroot "base-$2-$1" "$1" ca-certificates
 }
 
 # _provide_chroot NAME SUITE PACKAGE...

@@ -189,3 +189,18 @@ def test_the_images_files_are_where_the_task_looks_for_them():
     assert os.path.exists(os.path.join(DEPLOY, "image", name))
     with open(os.path.join(TOP, "Dockerfile")) as f:
         assert f"deploy/image/{name} /etc/capture/" in " ".join(f.read().split())
+
+
+def test_the_images_bases_are_pinned_by_digest():
+    """Each FROM of the Dockerfile is a stage, or an argument that ends in one."""
+    with open(os.path.join(TOP, "Dockerfile")) as f:
+        text = f.read()
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.M))
+    stages = set(re.findall(r"^FROM .* AS (\w+)$", text, re.M)) | {"scratch"}
+    bases = re.findall(r"^FROM (?:--platform=\S+ )?(\S+)", text, re.M)
+    assert len(bases) == 5
+    for base in bases:
+        while (name := re.fullmatch(r"\$\{(\w+)\}", base)):
+            base = arguments[name[1]]
+        assert base in stages or re.fullmatch(
+            r"debian:\w+-\d{8}-slim@sha256:[0-9a-f]{64}", base), base

@@ -49,6 +49,7 @@ def test_workers_that_end_without_a_sidecar_hand_over_to_the_next(stack, source)
     s.sidecar.start()  # the old worker waits for it, for two seconds
     reload.join()
     wait_until(lambda: old not in s.nginx.workers(), what="the old worker's end")
+    s.wait_linked()   # the new one found none, either
     with Session(s) as after:
         after.request("GET", "/after")
         s.wait_for_status(lambda st: st["total"]["captured"] > 0

@@ -77,17 +77,18 @@ static void release(journal_group *g) {
 
     while ((jc = TAILQ_FIRST(&g->put)) != NULL) {
         conn *c = jc->conn;
+        uint64_t seq = jc->put_seq[i];
 
         TAILQ_REMOVE(&g->put, jc, put[i]);
+        jc->put_seq[i] = 0;
         if (!c->slot_returned && pool_owned(c->pool)) {
             atomic_store_explicit(
                 &cap_slot_at(c->pool->header, &c->pool->geometry, c->slot)
                      ->synced,
-                jc->put_seq[i], memory_order_release);
+                seq, memory_order_release);
             step(STEP_JOURNAL_SYNCED);
             pool_wake(c->pool);
         }
-        jc->put_seq[i] = 0;
     }
 }
 

@@ -16,7 +16,12 @@
  *   topic.c       which destination they belong to
  *   pool.c        frames into blocks of shared memory; publishing
  *   link.c        the Unix socket to the sidecar
- *   status.c      counters of all workers; capture_status
+ *   status.c      counters of all workers; capture_status (page.c)
+ *
+ * The hooks that call them are in ngx_http_capture_module.c; beside it:
+ *
+ *   directives.c  reads the values of directives
+ *   variables.c   $capture_result and the others
  *
  * Only the main request of a client is an exchange; everything here is one
  * worker's, without locks.
@@ -311,6 +316,25 @@ typedef struct {
 extern ngx_module_t                ngx_http_capture_module;
 extern ngx_http_capture_worker_t  *ngx_http_capture_worker;
 
+
+/* directives.c */
+
+char *ngx_http_capture_set(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+char *ngx_http_capture_set_sidecar(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_capture_set_buffer(ngx_conf_t *cf, void *post, void *data);
+char *ngx_http_capture_set_include(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_capture_set_on_failure(ngx_conf_t *cf,
+    ngx_command_t *cmd, void *conf);
+char *ngx_http_capture_set_wait(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+char *ngx_http_capture_set_timeout(ngx_conf_t *cf, void *post, void *data);
+char *ngx_http_capture_set_status(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+
+/* variables.c */
+
+ngx_int_t ngx_http_capture_add_variables(ngx_conf_t *cf);
 
 /* request.c */
 

@@ -14,7 +14,8 @@
  *   stall.c       such a request's body is not read while the pool is full
  *   connection.c  connectionIds: slots, timestamps, CLOSE
  *   topic.c       which destination they belong to
- *   pool.c        frames into blocks of shared memory; publishing
+ *   frame.c       frames into blocks of shared memory; publishing
+ *   pool.c        that memory: made, offered, given back; slots
  *   link.c        the Unix socket to the sidecar
  *   status.c      counters of all workers; capture_status (page.c)
  *
@@ -305,6 +306,10 @@ typedef struct {
 } ngx_http_capture_worker_t;
 
 
+/* the shared part of a pool */
+
+#define ngx_http_capture_header(pool)  ((cap_header *) (pool)->base)
+
 /* cells of the shared header that this worker alone writes */
 
 #define ngx_http_capture_add(cell, n)                                         \
@@ -462,6 +467,16 @@ void ngx_http_capture_conn_leave(ngx_http_capture_pool_t *pool,
     ngx_http_capture_conn_t *conn);
 void ngx_http_capture_conn_reclaim(ngx_http_capture_pool_t *pool);
 
+/* frame.c */
+
+ngx_int_t ngx_http_capture_pool_room(ngx_http_capture_pool_t *pool,
+    size_t keep, size_t bytes);
+ngx_int_t ngx_http_capture_pool_data(ngx_http_capture_pool_t *pool,
+    cap_frame *f, u_char *data, size_t len);
+ngx_int_t ngx_http_capture_pool_control(ngx_http_capture_pool_t *pool,
+    cap_frame *f, void *payload);
+void ngx_http_capture_pool_publish(ngx_http_capture_pool_t *pool);
+
 /* pool.c */
 
 ngx_http_capture_pool_t *ngx_http_capture_pool_create(
@@ -470,18 +485,12 @@ void ngx_http_capture_pool_destroy(ngx_http_capture_pool_t *pool);
 ngx_int_t ngx_http_capture_pool_offer(ngx_http_capture_pool_t *pool,
     ngx_log_t *log);
 void ngx_http_capture_pool_unring(ngx_http_capture_pool_t *pool);
-ngx_int_t ngx_http_capture_pool_room(ngx_http_capture_pool_t *pool,
-    size_t keep, size_t bytes);
-ngx_int_t ngx_http_capture_pool_data(ngx_http_capture_pool_t *pool,
-    cap_frame *f, u_char *data, size_t len);
-ngx_int_t ngx_http_capture_pool_control(ngx_http_capture_pool_t *pool,
-    cap_frame *f, void *payload);
 u_char *ngx_http_capture_pool_id(ngx_http_capture_pool_t *pool, uint32_t slot,
     u_char *p);
 uint32_t ngx_http_capture_pool_take_slot(ngx_http_capture_pool_t *pool,
     ngx_http_capture_conn_t *conn);
 void ngx_http_capture_pool_collect(ngx_http_capture_pool_t *pool);
-void ngx_http_capture_pool_publish(ngx_http_capture_pool_t *pool);
+void ngx_http_capture_pool_break(ngx_http_capture_pool_t *pool);
 int64_t ngx_http_capture_pool_clock(ngx_http_capture_pool_t *pool);
 
 /* topic.c */

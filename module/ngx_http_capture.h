@@ -7,7 +7,7 @@
  *   request.c     head snapshot, decision, body
  *   response.c    head as NGINX would send it, body
  *   policy.c      bodies that are left out, or not recorded at all
- *   redact.c      named values replaced, in heads and (json.c) in bodies
+ *   redact.c      named values replaced, in heads and (json*.c) in bodies
  *   exchange.c    both as frames: READ EOM WRITE END, DROP, ABANDON
  *   wait.c        the request's end held until it is durable
  *   early.c       a response that begins before its request has ended

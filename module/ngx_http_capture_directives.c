@@ -1,7 +1,7 @@
 
 /*
- * The values of directives are read here, but for those of redaction, of limits
- * on bodies and of topics (redact.c, policy.c, topic.c).  The table of all is in
+ * The values of directives are read here, but for those of redaction, limits on
+ * bodies and topics (redact.c, policy.c, topic.c).  The table of all is in
  * ngx_http_capture_module.c.
  */
 

@@ -2,6 +2,7 @@
 that knows the whole document. A difference prints its seed."""
 
 import ctypes
+import glob
 import json
 import os
 import random
@@ -24,7 +25,8 @@ PENDING = 256
 def tokenizer(tmp_path_factory):
     lib = str(tmp_path_factory.mktemp("json") / "json.so")
     subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-I", TOP, "-o", lib,
-                    os.path.join(TOP, "module", "ngx_http_capture_json.c")], check=True)
+                    *glob.glob(os.path.join(TOP, "module", "ngx_http_capture_json*.c"))],
+                   check=True)
     lib = ctypes.CDLL(lib)
     lib.ngx_http_capture_json_next.restype = ctypes.c_size_t
     lib.ngx_http_capture_json_path.restype = ctypes.c_char_p

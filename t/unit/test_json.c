@@ -9,6 +9,9 @@
 
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 #include "module/ngx_http_capture_json.c"
+#include "module/ngx_http_capture_json_path.c"
+#include "module/ngx_http_capture_json_step.c"
+#include "module/ngx_http_capture_json_value.c"
 
 #define SIZE 65536
 

@@ -1,28 +1,13 @@
-#include "sidecar/config.h"
-
+/* A configuration file: its keys, its lines, and whether they fit together. */
 #include <ctype.h>
 #include <errno.h>
-#include <grp.h>
-#include <inttypes.h>
 #include <limits.h>
-#include <pwd.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 
-#include "sidecar/log.h"
-
-#define K 1024ull
-#define M (1024 * K)
-#define G (1024 * M)
-#define MS 1000000ull
-#define S (1000 * MS)
-#define MINUTE (60 * S)
-
-/* What a value must be shorter than for the socket's address, NUL included. */
-#define SOCKET_PATH_SIZE sizeof(((struct sockaddr_un *)0)->sun_path)
+#include "sidecar/config_internal.h"
 
 /* The largest value that the Java producer makes: 1 MiB less 500 bytes. */
 #define RECORD_SIZE_MAX 1048076
@@ -121,17 +106,7 @@
       "not, and are lost(maybe_lost).")
 /* clang-format on */
 
-typedef struct {
-    const char *name;
-    size_t offset;
-    enum config_type type;
-    const char *initial;
-    uint64_t min, max;
-    const char *choices;
-    const char *help;
-} key;
-
-static const key keys[] = {
+const config_key config_keys[] = {
 #define X(name, field, type, initial, min, max, choices, help)                 \
     {name, offsetof(config, field), CONFIG_##type, initial, min, max, choices, \
      help},
@@ -139,7 +114,9 @@ static const key keys[] = {
 #undef X
 };
 
-#define NKEYS (sizeof(keys) / sizeof(*keys))
+#define NKEYS (sizeof(config_keys) / sizeof(*config_keys))
+
+const size_t config_nkeys = NKEYS;
 
 /* The file that is being read. */
 typedef struct {
@@ -150,20 +127,6 @@ typedef struct {
     int mistakes;
     int seen[NKEYS]; /* the line where each key was, or 0 */
 } reader;
-
-/* What a parser fills in when it does not like a value. */
-typedef struct {
-    char text[256];
-} complaint;
-
-static int __attribute__((format(printf, 2, 3)))
-refuse(complaint *why, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    vsnprintf(why->text, sizeof(why->text), format, args);
-    va_end(args);
-    return -1;
-}
 
 static void __attribute__((format(printf, 2, 3)))
 mistake(reader *r, const char *format, ...) {
@@ -220,279 +183,6 @@ const char *config_nearest(const char *name, const char *const *names,
         }
     }
     return nearest;
-}
-
-/* values: each parser is 0, or -1 with `why` filled */
-
-static int parse_number(const char *text, uint64_t *into, const char **rest) {
-    char *end;
-    if (!isdigit((unsigned char)*text))
-        return -1;
-    errno = 0;
-    *into = strtoull(text, &end, 10);
-    *rest = end;
-    return errno == 0 ? 0 : -1;
-}
-
-typedef struct {
-    const char *name;
-    uint64_t factor;
-} unit;
-
-/* 0 and the whole text used, or -1. */
-static int parse_with_unit(const char *text, const unit *units,
-                           uint64_t *into) {
-    const char *rest;
-    uint64_t n;
-    if (parse_number(text, &n, &rest) == -1)
-        return -1;
-    for (; units->name != NULL; units++)
-        if (strcasecmp(rest, units->name) == 0)
-            return __builtin_mul_overflow(n, units->factor, into) ? -1 : 0;
-    *into = 0;
-    return n == 0 && *rest == '\0' ? 0 : -1;
-}
-
-static void format_with_unit(uint64_t n, const unit *units, char *into,
-                             size_t size) {
-    const unit *best = units;
-    for (const unit *u = units; u->name != NULL; u++)
-        if (n != 0 && n % u->factor == 0 && u->factor > best->factor)
-            best = u;
-    snprintf(into, size, "%" PRIu64 "%s", n / best->factor, best->name);
-}
-
-static const unit size_units[] = {
-    {"", 1}, {"k", K}, {"m", M}, {"g", G}, {NULL, 0}};
-static const unit time_units[] = {
-    {"ms", MS}, {"s", S}, {"m", MINUTE}, {"h", 60 * MINUTE}, {NULL, 0}};
-
-static int parse_scaled(const key *k, const char *value, uint64_t *into,
-                        complaint *why) {
-    bool time = k->type == CONFIG_TIME;
-    const unit *units = time ? time_units : size_units;
-    char min[32], max[32];
-    if (parse_with_unit(value, units, into) == -1)
-        return refuse(
-            why,
-            time ? "give a number with its unit, like 500ms, 3s or 5m"
-                 : "give a number of bytes, or one with k, m or g, like 64m");
-    if (*into >= k->min && *into <= k->max)
-        return 0;
-    format_with_unit(k->min, units, min, sizeof(min));
-    format_with_unit(k->max, units, max, sizeof(max));
-    return refuse(why, "it must be from %s to %s", min, max);
-}
-
-static int parse_mode(const char *value, mode_t *into, complaint *why) {
-    char *end;
-    unsigned long n = strtoul(value, &end, 8);
-    if (!isdigit((unsigned char)*value) || *end != '\0' || n > 0777)
-        return refuse(why, "give an octal mode from 0 to 0777, like 0660");
-    *into = (mode_t)n;
-    return 0;
-}
-
-/* A number that is a uid or gid; (uint32_t)-1 means "unchanged" to chown. */
-static int parse_id(const char *value, uint32_t *into) {
-    const char *rest;
-    uint64_t n;
-    if (parse_number(value, &n, &rest) == -1 || *rest != '\0' ||
-        n >= UINT32_MAX)
-        return -1;
-    *into = (uint32_t)n;
-    return 0;
-}
-
-static int parse_user(const char *value, uid_t *into, complaint *why) {
-    if (parse_id(value, into) == 0)
-        return 0;
-    const struct passwd *user = getpwnam(value);
-    if (user == NULL)
-        return refuse(why, "there is no user \"%s\" on this system", value);
-    *into = user->pw_uid;
-    return 0;
-}
-
-static int parse_group(const char *value, gid_t *into, complaint *why) {
-    if (parse_id(value, into) == 0)
-        return 0;
-    const struct group *group = getgrnam(value);
-    if (group == NULL)
-        return refuse(why, "there is no group \"%s\" on this system", value);
-    *into = group->gr_gid;
-    return 0;
-}
-
-static int parse_uids(config *c, char *value, complaint *why) {
-    char *save, *one;
-    for (one = strtok_r(value, ", \t", &save); one != NULL;
-         one = strtok_r(NULL, ", \t", &save)) {
-        if (c->nallowed_uids == CONFIG_MAX_UIDS)
-            return refuse(why, "at most %d users can be listed",
-                          CONFIG_MAX_UIDS);
-        if (parse_user(one, &c->allowed_uids[c->nallowed_uids], why) == -1)
-            return -1;
-        c->nallowed_uids++;
-    }
-    return c->nallowed_uids > 0 ? 0 : refuse(why, "list users by commas");
-}
-
-static int keep(char **into, const char *value, complaint *why) {
-    *into = strdup(value);
-    return *into != NULL ? 0 : refuse(why, "out of memory");
-}
-
-static int parse_socket(const char *value, char **into, complaint *why) {
-    if (strncmp(value, "unix:", 5) != 0 || value[5] != '/')
-        return refuse(why, "give an absolute path after \"unix:\", like "
-                           "unix:/run/capture.sock");
-    value += 5;
-    if (strlen(value) >= SOCKET_PATH_SIZE)
-        return refuse(why,
-                      "the path has %zu bytes; a socket's can have %zu at most",
-                      strlen(value), SOCKET_PATH_SIZE - 1);
-    if (value[strlen(value) - 1] == '/')
-        return refuse(why, "that is a directory: name a file in it");
-    return keep(into, value, why);
-}
-
-static int parse_region(const char *value, char **into, complaint *why) {
-    if (value[strspn(value, "abcdefghijklmnopqrstuvwxyz0123456789-")] != '\0' ||
-        strlen(value) > 63)
-        return refuse(why, "give an AWS region, like eu-west-1");
-    return keep(into, value, why);
-}
-
-static int parse_path(const char *value, char **into, complaint *why) {
-    if (value[0] != '/')
-        return refuse(why, "give an absolute path");
-    return keep(into, value, why);
-}
-
-static int parse_address(const char *value, char **into, complaint *why) {
-    const char *colon = strrchr(value, ':'), *rest;
-    uint64_t port;
-    if (colon == NULL || colon == value ||
-        parse_number(colon + 1, &port, &rest) == -1 || *rest != '\0' ||
-        port > 65535)
-        return refuse(why, "give host:port, like 127.0.0.1:9145 or [::1]:9145");
-    if (memchr(value, ':', (size_t)(colon - value)) != NULL &&
-        (value[0] != '[' || colon[-1] != ']'))
-        return refuse(why, "put the IPv6 address in brackets, like [::1]:9145");
-    return keep(into, value, why);
-}
-
-/* Shown in the log: so nothing in it may be secret. */
-static int parse_url(const char *value, char **into, complaint *why) {
-    const char *host = strncmp(value, "http://", 7) == 0    ? value + 7
-                       : strncmp(value, "https://", 8) == 0 ? value + 8
-                                                            : "";
-    if (*host == '\0' || *host == '/' || *host == ':')
-        return refuse(why, "give a URL like http://host:4317");
-    for (const char *at = host; *at != '\0'; at++)
-        if (*at <= ' ' || *at > '~' || strchr("@?#\"<>\\", *at) != NULL)
-            return refuse(why, "there is a character that such a URL cannot "
-                               "have: user, query and fragment are left out");
-    return keep(into, value, why);
-}
-
-static int parse_headers(const char *value, config_property *into,
-                         complaint *why) {
-    char line[CONFIG_HEADER_SIZE];
-    const char *reason, *at;
-    int rc;
-    into->name = strdup("otlp.headers");
-    if (config_resolve(value, &into->value, why->text, sizeof(why->text)) == -1)
-        return -1;
-    if (into->value != NULL)
-        into->written = strdup(value);
-    else
-        into->value = strdup(value);
-    at = into->value;
-    if (into->name == NULL || at == NULL)
-        return refuse(why, "out of memory");
-    while ((rc = config_header(&at, line, sizeof(line), &reason)) == 1)
-        continue;
-    explicit_bzero(line, sizeof(line));
-    return rc == 0 ? 0 : refuse(why, "%s", reason);
-}
-
-/* Kafka's own rule for names. */
-static int parse_topic(const char *value, char **into, complaint *why) {
-    size_t len =
-        strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                      "0123456789._-");
-    if (value[len] != '\0' || len > 249 || strcmp(value, ".") == 0 ||
-        strcmp(value, "..") == 0)
-        return refuse(why, "a topic's name has letters, digits, \".\", \"_\" "
-                           "and \"-\", and at "
-                           "most 249 of them");
-    return keep(into, value, why);
-}
-
-/* The choice's index, or -1. */
-static int parse_choice(const key *k, const char *value, complaint *why) {
-    size_t len = strlen(value);
-    const char *at = k->choices;
-    for (int i = 0; at != NULL; i++) {
-        size_t n = strcspn(at, "|");
-        if (n == len && memcmp(at, value, n) == 0)
-            return i;
-        at = at[n] == '|' ? at + n + 1 : NULL;
-    }
-    return refuse(why, "choose one of: %s", k->choices);
-}
-
-static int store_choice(const key *k, const char *value, void *field,
-                        complaint *why) {
-    int index = parse_choice(k, value, why);
-    if (index == -1)
-        return -1;
-    if (k->offset == offsetof(config, export_protocap) ||
-        k->offset == offsetof(config, durability_disk))
-        *(bool *)field = index == 1;
-    else
-        *(int *)field = index;
-    return 0;
-}
-
-static int store(config *c, const key *k, char *value, complaint *why) {
-    void *field = (char *)c + k->offset;
-    switch (k->type) {
-    case CONFIG_SOCKET:
-        return parse_socket(value, field, why);
-    case CONFIG_TEXT:
-        return keep(field, value, why);
-    case CONFIG_TOPIC:
-        return parse_topic(value, field, why);
-    case CONFIG_REGION:
-        return parse_region(value, field, why);
-    case CONFIG_URL:
-        return parse_url(value, field, why);
-    case CONFIG_PATH:
-        return parse_path(value, field, why);
-    case CONFIG_ADDRESS:
-        return parse_address(value, field, why);
-    case CONFIG_SIZE:
-    case CONFIG_TIME:
-        return parse_scaled(k, value, field, why);
-    case CONFIG_MODE:
-        return parse_mode(value, field, why);
-    case CONFIG_USER:
-        return parse_user(value, field, why);
-    case CONFIG_GROUP:
-        return parse_group(value, field, why);
-    case CONFIG_UIDS:
-        return parse_uids(c, value, why);
-    case CONFIG_CHOICE:
-        return store_choice(k, value, field, why);
-    case CONFIG_HEADERS:
-        return parse_headers(value, field, why);
-    case CONFIG_LATER:
-        return refuse(why, "this key is not built yet: leave it out");
-    }
-    return refuse(why, "internal error");
 }
 
 /* lines */
@@ -584,21 +274,21 @@ static void read_destination(reader *r, const char *name, const char *value) {
         return;
     }
     d->line = r->line;
-    if (parse_topic(value, &d->topic, &why) == -1)
+    if (config_parse_topic(value, &d->topic, &why) == -1)
         mistake(r, "topic.%s = %.80s: %s", name, value, why.text);
 }
 
-static const key *find_key(const char *name) {
+static const config_key *find_key(const char *name) {
     for (size_t i = 0; i < NKEYS; i++)
-        if (strcmp(keys[i].name, name) == 0)
-            return &keys[i];
+        if (strcmp(config_keys[i].name, name) == 0)
+            return &config_keys[i];
     return NULL;
 }
 
 static void unknown_key(reader *r, const char *name) {
     const char *names[NKEYS + 1];
     for (size_t i = 0; i < NKEYS; i++)
-        names[i] = keys[i].name;
+        names[i] = config_keys[i].name;
     names[NKEYS] = "kafka.bootstrap.servers";
     const char *nearest = config_nearest(name, names, NKEYS + 1);
     if (nearest != NULL)
@@ -611,7 +301,7 @@ static void read_pair(reader *r, const char *name, char *value) {
     complaint why;
     bool kafka = strncmp(name, "kafka.", 6) == 0,
          destination = strncmp(name, "topic.", 6) == 0;
-    const key *k = find_key(name);
+    const config_key *k = find_key(name);
     if (k == NULL && !kafka && !destination) {
         unknown_key(r, name);
         return;
@@ -630,7 +320,7 @@ static void read_pair(reader *r, const char *name, char *value) {
         read_destination(r, name + 6, value);
         return;
     }
-    int *seen = &r->seen[k - keys];
+    int *seen = &r->seen[k - config_keys];
     if (*seen != 0) {
         mistake(r, "%s is already set in line %d: leave one of them out", name,
                 *seen);
@@ -642,7 +332,7 @@ static void read_pair(reader *r, const char *name, char *value) {
              k->type == CONFIG_HEADERS ? "(not shown)" : value);
     if (k->type == CONFIG_HEADERS)
         r->c->otlp_headers.line = r->line;
-    if (store(r->c, k, value, &why) == -1)
+    if (config_store(r->c, k, value, &why) == -1)
         mistake(r, "%s = %s: %s", name, shown, why.text);
 }
 
@@ -697,11 +387,11 @@ static void set_defaults(reader *r) {
     complaint why;
     for (size_t i = 0; i < NKEYS; i++) {
         char value[64];
-        if (keys[i].initial == NULL || r->seen[i] != 0)
+        if (config_keys[i].initial == NULL || r->seen[i] != 0)
             continue;
-        snprintf(value, sizeof(value), "%s", keys[i].initial);
-        if (store(c, &keys[i], value, &why) == -1)
-            mistake(r, "the default of %s: %s", keys[i].name, why.text);
+        snprintf(value, sizeof(value), "%s", config_keys[i].initial);
+        if (config_store(c, &config_keys[i], value, &why) == -1)
+            mistake(r, "the default of %s: %s", config_keys[i].name, why.text);
     }
 }
 
@@ -832,111 +522,4 @@ void config_free(config *c) {
     free(c->aws_profile);
     free(c->file);
     memset(c, 0, sizeof(*c));
-}
-
-/* help, made from the table */
-
-static const char *const type_names[] = {
-    [CONFIG_SOCKET] = "unix:/path",
-    [CONFIG_TEXT] = "text",
-    [CONFIG_PATH] = "absolute path",
-    [CONFIG_ADDRESS] = "host:port",
-    [CONFIG_SIZE] = "size",
-    [CONFIG_TIME] = "time",
-    [CONFIG_MODE] = "octal mode",
-    [CONFIG_USER] = "user",
-    [CONFIG_GROUP] = "group",
-    [CONFIG_UIDS] = "users",
-    [CONFIG_CHOICE] = "choice",
-    [CONFIG_TOPIC] = "name",
-    [CONFIG_LATER] = "-",
-    [CONFIG_REGION] = "region",
-    [CONFIG_URL] = "URL",
-    [CONFIG_HEADERS] = "headers",
-};
-
-/* "size, 4k to 1048076" or "lines or protocap" */
-static void describe_values(const key *k, char *into, size_t size) {
-    char min[32], max[32];
-    if (k->type == CONFIG_SIZE || k->type == CONFIG_TIME) {
-        const unit *units = k->type == CONFIG_TIME ? time_units : size_units;
-        format_with_unit(k->min, units, min, sizeof(min));
-        format_with_unit(k->max, units, max, sizeof(max));
-        snprintf(into, size, "%s, %s to %s", type_names[k->type], min, max);
-        return;
-    }
-    size_t n = 0;
-    if (k->choices == NULL) {
-        snprintf(into, size, "%s", type_names[k->type]);
-        return;
-    }
-    for (const char *at = k->choices; *at != '\0' && n + 3 < size; at++) {
-        if (*at == '|')
-            into[n++] = ',', into[n++] = ' ';
-        else
-            into[n++] = *at;
-    }
-    into[n] = '\0';
-}
-
-static void help_text(FILE *out) {
-    char values[80];
-    fputs("A line is `key = value`; one that begins with # is a comment.\n"
-          "Sizes: 64k, 16m, 1g.  Times: 500ms, 3s, 5m.\n\n",
-          out);
-    for (size_t i = 0; i < NKEYS; i++) {
-        const key *k = &keys[i];
-        describe_values(k, values, sizeof(values));
-        fprintf(out, "%s = %s%s%s%s\n    %s\n", k->name, values,
-                k->initial != NULL ? " (default " : "",
-                k->initial != NULL ? k->initial : "",
-                k->initial != NULL ? ")" : "", k->help);
-    }
-}
-
-static void help_markdown(FILE *out) {
-    char values[80];
-    fputs("<!-- made by `capture-sidecar --help-config=markdown`: change "
-          "sidecar/config.c -->\n"
-          "# The sidecar's configuration\n\n"
-          "A line is `key = value`; one that begins with `#` is a comment.\n"
-          "Sizes: `64k`, `16m`, `1g`. Times: `500ms`, `3s`, `5m`.\n\n"
-          "| key | value | default | |\n| --- | --- | --- | --- |\n",
-          out);
-    for (size_t i = 0; i < NKEYS; i++) {
-        const key *k = &keys[i];
-        const char *tick = k->initial != NULL ? "`" : "";
-        describe_values(k, values, sizeof(values));
-        fprintf(out, "| `%s` | %s | %s%s%s | %s |\n", k->name, values, tick,
-                k->initial != NULL ? k->initial : "", tick, k->help);
-    }
-}
-
-/* Keys that are many. */
-static const char *const patterns[][3] = {
-    {"topic.NAME", "name",
-     "Another destination: the topic of the requests for which NGINX's "
-     "`capture_topic` says NAME (1 to 63 letters, digits, `.`, `_`, `-`). Only "
-     "what is listed here is permitted; 16 at most. Each has an even share of "
-     "inflight.size."},
-    {"topic.NAME.kafka.PROPERTY", "text",
-     "What is other than kafka.PROPERTY for that destination: another cluster "
-     "by topic.NAME.kafka.bootstrap.servers, other credentials ... The same "
-     "rules hold."},
-    {"kafka.NAME", "text",
-     "librdkafka's property NAME: kafka.bootstrap.servers, "
-     "kafka.security.protocol, "
-     "kafka.compression.type ... Those that protect delivery cannot be "
-     "changed. `${file:/path}` in a value is what the file holds, "
-     "`${env:NAME}` the variable; HUP reads files again."},
-};
-
-void config_help(FILE *out, bool markdown) {
-    if (markdown)
-        help_markdown(out);
-    else
-        help_text(out);
-    for (size_t i = 0; i < sizeof(patterns) / sizeof(*patterns); i++)
-        fprintf(out, markdown ? "| `%s` | %s | | %s |\n" : "%s = %s\n    %s\n",
-                patterns[i][0], patterns[i][1], patterns[i][2]);
 }

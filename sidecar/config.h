@@ -43,8 +43,8 @@ enum config_token_source {
     CONFIG_TOKEN_AWS_MSK_IAM
 };
 
-/* X(key, field, type, default or NULL, min, max or choices, help) lives in
-   config.c together with everything that is made from it. */
+/* CONFIG_KEYS, X(key, field, type, default or NULL, min, max or choices, help),
+   is in config.c, which reads files; config_value.c reads values. */
 
 #define CONFIG_MAX_UIDS 32
 #define CONFIG_MAX_KAFKA 128

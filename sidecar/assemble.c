@@ -1,47 +1,17 @@
-#include "sidecar/assemble.h"
-
+/* Connections: their life, their grammar, and what each frame does. */
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "sidecar/assemble_internal.h"
 #include "sidecar/metrics.h"
 #include "sidecar/step.h"
 
 #define DAY_NS 86400000000000ll
 
-/* Of each slot: the connection in it, or the last one that was. */
-typedef struct {
-    conn *conn;
-    uint32_t generation;
-    uint8_t reason; /* that one was abandoned; its frames may still come */
-    bool used;
-} slot_entry;
-
-struct assemble {
-    pool *pool;
-    ledger *ledger;
-    loop *loop;
-    bool adopting; /* frames come that another owner may have done */
-    int64_t flush_ns;
-    int64_t earliest_ns, latest_ns; /* that a time may be, in this turn */
-    slot_entry *slots;
-    /* where the pool's topics go; NULL: nowhere, once they are `known` */
-    struct destination *topics[CAP_TOPIC_NAMES + 1];
-    bool known[CAP_TOPIC_NAMES + 1];
-    struct conn_list conns; /* all of them */
-    struct conn_list timed; /* the first unsent the longest ago */
-    loop_timer timer;
-    loop_timer relief; /* while the pool is nearly full */
-};
-
 static void conn_abandoned(conn *c, unsigned reason);
 static void conn_closed(conn *c);
 static void late_frame(assemble *a, const slot_entry *e, const cap_frame *f);
-static void timer_due(loop_timer *timer);
-static void relief_due(loop_timer *timer);
-static void watch(assemble *a);
-static int64_t sound_time(const assemble *a, conn *c, int64_t ts_ns);
-static int end_conn(assemble *a, conn *c, enum cap_reason reason);
 
 const ledger_events assemble_events = {conn_abandoned, conn_closed};
 
@@ -62,19 +32,12 @@ assemble *assemble_new(pool *p, ledger *lg, loop *l, int64_t flush_ns) {
     a->ledger = lg;
     a->loop = l;
     a->flush_ns = flush_ns;
-    a->timer.due = timer_due;
-    a->relief.due = relief_due;
+    a->timer.due = assemble_timer_due;
+    a->relief.due = assemble_relief_due;
     TAILQ_INIT(&a->conns);
     TAILQ_INIT(&a->timed);
     assemble_turn(a);
     return a;
-}
-
-static void untime(assemble *a, conn *c) {
-    if (c->is_timed) {
-        c->is_timed = false;
-        TAILQ_REMOVE(&a->timed, c, timed);
-    }
 }
 
 void assemble_discard(assemble *a) {
@@ -83,7 +46,7 @@ void assemble_discard(assemble *a) {
     pool_leave(a->pool); /* what is unsent stays there, for a successor */
     for (c = TAILQ_FIRST(&a->conns); c != NULL; c = next) {
         next = TAILQ_NEXT(c, all);
-        untime(a, c);
+        assemble_untime(a, c);
         ledger_discard(a->ledger, c);
     }
     loop_timer_cancel(a->loop, &a->timer);
@@ -122,120 +85,6 @@ void assemble_turn(assemble *a) {
     a->latest_ns = now + DAY_NS;
 }
 
-/* ---- when a connection is due ---- */
-
-static void flush(assemble *a, conn *c) {
-    untime(a, c);
-    ledger_flush(a->ledger, c);
-}
-
-static void arm(assemble *a) {
-    const conn *c = TAILQ_FIRST(&a->timed);
-
-    if (c != NULL && a->timer.heap == 0) {
-        loop_timer_set(a->loop, &a->timer, c->due_ns - loop_now_ns(a->loop));
-    }
-}
-
-static void timer_due(loop_timer *timer) {
-    assemble *a =
-        (assemble *)(void *)((char *)timer - offsetof(assemble, timer));
-    conn *c;
-
-    while ((c = TAILQ_FIRST(&a->timed)) != NULL &&
-           c->due_ns <= loop_now_ns(a->loop)) {
-        flush(a, c);
-    }
-    arm(a);
-}
-
-/* All have the same delay, so that the list is in the order of their times. */
-static void flush_later(assemble *a, conn *c) {
-    c->is_timed = true;
-    c->due_ns = loop_now_ns(a->loop) + a->flush_ns;
-    TAILQ_INSERT_TAIL(&a->timed, c, timed);
-    arm(a);
-}
-
-/* Something was appended that need not go at once. */
-static void queued(assemble *a, conn *c) {
-    if (c->flushes > 0) {
-        return;
-    }
-    if (c->unsent_cost >= ledger_record_limit(a->ledger, c)) {
-        flush(a, c);
-    } else if (c->unsent == 0) {
-        ledger_settle(a->ledger, c);
-    } else if (!c->is_timed) {
-        flush_later(a, c);
-    }
-}
-
-#define RELIEF_NS 100000000ll
-
-/* Whether its oldest frame holds a block that many others came after. */
-static bool pins(const assemble *a, const conn *c) {
-    const pool *p = a->pool;
-    const frame_ref *r = c->kept != NULL ? c->kept : c->head;
-
-    return r != NULL && r->block != POOL_NO_BLOCK &&
-           p->ring_head - p->blocks[r->block].order >= p->geometry.nblocks / 4;
-}
-
-static bool is_nearly_full(const pool *p) {
-    return !p->closed && p->held >= p->geometry.nblocks / 8 * 7;
-}
-
-static void relief_due(loop_timer *timer) {
-    assemble *a =
-        (assemble *)(void *)((char *)timer - offsetof(assemble, relief));
-    const pool *p = a->pool;
-    conn *c, *next;
-
-    if (!is_nearly_full(p)) {
-        return;
-    }
-    for (c = TAILQ_FIRST(&a->conns);
-         c != NULL && p->held > p->geometry.nblocks / 2; c = next) {
-        next = TAILQ_NEXT(c, all);
-        if (pins(a, c) && ledger_is_stuck(a->ledger, c)) {
-            ledger_give_up(a->ledger, c);
-        }
-    }
-    watch(a);
-}
-
-/* By a timer, so that not every turn looks at every connection, and one comes
-   where no block is left for anything to happen. */
-static void watch(assemble *a) {
-    if (is_nearly_full(a->pool) && a->relief.heap == 0) {
-        loop_timer_set(a->loop, &a->relief, RELIEF_NS);
-    }
-}
-
-void assemble_relieve(assemble *a) {
-    pool *p = a->pool;
-    conn *c;
-
-    pool_spill(p, loop_now_ns(a->loop));
-
-    while (p->held > p->geometry.nblocks / 2 &&
-           (c = TAILQ_FIRST(&a->timed)) != NULL && c->send != NULL &&
-           p->ring_head - p->blocks[c->send->block].order >=
-               p->geometry.nblocks / 4) {
-        flush(a, c);
-    }
-    watch(a);
-}
-
-void assemble_flush(assemble *a) {
-    conn *c;
-
-    while ((c = TAILQ_FIRST(&a->timed)) != NULL) {
-        flush(a, c);
-    }
-}
-
 /* ---- connections ---- */
 
 /* An id goes into keys, into text that is split at `|`, and into names of
@@ -272,8 +121,8 @@ static int find_destination(assemble *a, unsigned topic,
     return 0;
 }
 
-static conn *open_conn(assemble *a, uint32_t slot, uint32_t generation,
-                       const char **why) {
+conn *assemble_open_conn(assemble *a, uint32_t slot, uint32_t generation,
+                         const char **why) {
     const cap_slot *s = cap_slot_at(a->pool->header, &a->pool->geometry, slot);
     slot_entry *e = &a->slots[slot];
     conn *c = calloc(1, sizeof(*c));
@@ -338,224 +187,11 @@ static void refuse_conn(assemble *a, conn *c, const cap_frame *f) {
     pool_ending(a->pool, 0, 0);
 }
 
-/* ---- adoption: what another owner of the pool has begun ---- */
-
-static uint8_t phase_of(unsigned flags) {
-    return !(flags & CAP_ACKED_OPEN) ? CONN_IDLE
-           : flags & CAP_ACKED_EOM   ? CONN_COMPLETE
-                                     : CONN_REQUEST;
-}
-
-/* Beyond all that comes to pass, and far from the end of their type. */
-#define MOST_COUNTED (1u << 30)
-
-static bool numbers_are_good(const conn *c) {
-    const cap_intent *i = c->adopted;
-
-    if (c->next_number == 0 || c->next_number > MOST_COUNTED ||
-        c->acked_requests > MOST_COUNTED) {
-        return false;
-    }
-    return i == NULL ||
-           (atomic_load_explicit(&i->number, memory_order_relaxed) <=
-                MOST_COUNTED &&
-            i->requests <= MOST_COUNTED &&
-            CAP_INTENT_RENAMES(i->flags) <= CAP_RENAMES_MOST);
-}
-
-/*
- * Where an intent is valid, it says what its record is: an owner that died on
- * the way from its report to the slot's last store has left a slot whose
- * fields are of different moments.
- */
-static bool restore_intent(conn *c, const cap_intent *i) {
-    if (atomic_load_explicit(&i->number, memory_order_acquire) == 0 ||
-        i->slot_generation != c->generation) {
-        return true;
-    }
-    c->adopted = malloc(sizeof(*c->adopted));
-    if (c->adopted == NULL) {
-        return false;
-    }
-    memcpy(c->adopted, i, sizeof(*i));
-    c->partition = c->adopted->partition; /* the slot's follows the first ack */
-    c->until_seq = c->adopted->last_seq;
-    c->until_byte = c->adopted->last_byte;
-    c->until_requests = c->adopted->requests;
-    c->until_unterminated = c->adopted->unterminated_read != 0;
-    c->low_water = c->adopted->low_water;
-    c->topic_mark = c->adopted->mark;
-    c->resume_byte = c->acked_seq < c->adopted->first_seq &&
-                             !(c->adopted->flags & CAP_INTENT_RENAME)
-                         ? c->adopted->first_byte
-                         : 0;
-    return true;
-}
-
-/* Its frames are still to be read: nothing is sent before (held).  False: out
-   of memory. */
-static bool restore(conn *c, const cap_slot *s, uint64_t acked) {
-    const cap_intent *i =
-        cap_intent_at(c->pool->header, &c->pool->geometry, c->slot);
-    unsigned flags = CAP_ACKED_FLAGS(acked);
-
-    c->held = true;
-    c->acked_seq = CAP_ACKED_SEQ(acked);
-    c->acked_open = (flags & CAP_ACKED_OPEN) != 0;
-    c->acked_eom = (flags & CAP_ACKED_EOM) != 0;
-    c->waits = (flags & CAP_ACKED_WAITS) != 0;
-    c->keeps = (flags & CAP_ACKED_KEPT) != 0;
-    c->lost = c->acked_lost = (flags & CAP_ACKED_LOST) != 0;
-    c->phase = phase_of(flags);
-    c->partition = s->partition;
-    c->next_number = s->next_number;
-    c->sent_requests = c->acked_requests = s->requests;
-    c->sent_unterminated = c->acked_unterminated = s->unterminated_read != 0;
-    c->resume_byte =
-        atomic_load_explicit(&s->acked_bytes, memory_order_relaxed);
-    return restore_intent(c, i);
-}
-
-/* What it is called may stand for another topic now, or other brokers. */
-static bool is_elsewhere(const conn *c, const cap_slot *s) {
-    return c->destination != NULL &&
-           (c->next_number > 1 || c->adopted != NULL) && s->destination != 0 &&
-           s->destination != ledger_destination_mark(c->destination);
-}
-
-static const char *adopt_slot(assemble *a, uint32_t slot) {
-    const cap_slot *s = cap_slot_at(a->pool->header, &a->pool->geometry, slot);
-    uint32_t generation =
-        atomic_load_explicit(&s->generation, memory_order_acquire);
-    uint64_t acked = atomic_load_explicit(&s->acked, memory_order_relaxed);
-    const char *why;
-    conn *c;
-
-    if (!(generation & 1) || !pool_is_old(a->pool, s->taken_seq)) {
-        return NULL;
-    }
-    if (CAP_ACKED_FLAGS(acked) & CAP_ACKED_END) {
-        pool_return_slot(a->pool, slot, generation);
-        return NULL;
-    }
-    c = open_conn(a, slot, generation, &why);
-    if (c == NULL) {
-        return why != NULL ? why : "out of memory";
-    }
-    if (!conn_rename(c, s->renames)) {
-        return "a slot's connectionId cannot be";
-    }
-    if (!restore(c, s, acked)) {
-        return "out of memory";
-    }
-    if (is_elsewhere(c, s)) {
-        c->destination = NULL; /* a connectionId never spans two */
-    }
-    ledger_adopt(a->ledger, c);
-    if (!numbers_are_good(c)) {
-        return "a slot's counts are impossible";
-    }
-    if (c->acked_open) {
-        pool_count_taken(a->pool);
-    }
-    step(STEP_ADOPT_SLOT);
-    return NULL;
-}
-
-const char *assemble_adopt(assemble *a) {
-    const char *why = NULL;
-
-    a->adopting = true;
-    for (uint32_t i = 0; i < a->pool->geometry.nslots && why == NULL; i++) {
-        why = adopt_slot(a, i);
-    }
-    return why;
-}
-
-/* Whether the last owner has done with this frame. */
-static bool is_done(const assemble *a, const cap_frame *f) {
-    const slot_entry *e = &a->slots[f->slot];
-
-    return pool_is_old(a->pool, f->seq) &&
-           (!e->used || e->generation != f->slot_generation ||
-            (e->conn != NULL && f->seq <= e->conn->acked_seq));
-}
-
-/* Of a request that is acknowledged in part, and could be sent again.  False:
-   out of memory. */
-static bool keep(assemble *a, const pool_frame *f) {
-    conn *c = a->slots[f->head.slot].conn;
-    frame_ref *r;
-
-    if (!a->slots[f->head.slot].used || c == NULL || !c->keeps ||
-        c->generation != f->head.slot_generation) {
-        return true;
-    }
-    r = pool_hold(a->pool, f);
-    if (r != NULL) {
-        r->flags &= CONN_FRAME_WORKERS;
-        r->ts_ns = sound_time(a, c, r->ts_ns);
-        conn_keep(c, r);
-    }
-    return r != NULL;
-}
-
-/* Exchanges that the last owner has ended and not counted: those that it was
-   about to, as what it said; others as lost. */
-static void count_the_uncounted(assemble *a) {
-    pool *p = a->pool;
-    uint64_t ending =
-        atomic_load_explicit(&p->header->sidecar.ending, memory_order_acquire);
-    uint64_t told = CAP_ENDING_COUNT(ending);
-    unsigned class = CAP_ENDING_CLASS(ending);
-
-    if (class != CAP_ENDING_CAPTURED && class != CAP_ENDING_TRUNCATED &&
-        (class >= CAP_REASON_CELLS || cap_reason_class(class) == 0)) {
-        told = 0;
-    }
-    if (p->count.taken < p->adopted_handed) {
-        uint64_t missing = p->adopted_handed - p->count.taken;
-
-        told = told < missing ? told : missing;
-        pool_count_missing(p, class, told);
-        step(STEP_MISSING_TOLD);
-        if (!p->is_orphan) { /* else its worker had not come to publish them */
-            pool_count_missing(p, CAP_LINK_LOST, missing - told);
-            step(STEP_MISSING_LOST);
-        }
-    }
-    pool_ending(p, 0, 0);
-}
-
-bool assemble_adopting(const assemble *a) {
-    return a->adopting;
-}
-
-void assemble_adopted(assemble *a) {
-    conn *c, *next;
-
-    a->adopting = false;
-    count_the_uncounted(a);
-    for (c = TAILQ_FIRST(&a->conns); c != NULL; c = next) {
-        next = TAILQ_NEXT(c, all);
-        if (c->held) {
-            conn_rewind(c, c->resume_byte);
-            c->resume_byte = 0;
-            /* its last record has the end that its last owner made */
-            if (c->until_seq != CAP_SEQ_LAST ||
-                end_conn(a, c, CAP_WORKER_EXIT) == 0) {
-                ledger_resume(a->ledger, c);
-            }
-            step(STEP_RESUMED);
-        }
-    }
-}
-
 static void conn_abandoned(conn *c, unsigned reason) {
     assemble *a = c->home;
     slot_entry *e = &a->slots[c->slot];
 
-    untime(a, c);
+    assemble_untime(a, c);
     metrics_cell[METRIC_CONNECTIONS_ABANDONED]++;
     e->conn = NULL;
     e->reason = (uint8_t)reason;
@@ -565,7 +201,7 @@ static void conn_closed(conn *c) {
     assemble *a = c->home;
     slot_entry *e = &a->slots[c->slot];
 
-    untime(a, c);
+    assemble_untime(a, c);
     TAILQ_REMOVE(&a->conns, c, all);
     metrics_cell[METRIC_CONNECTIONS]--;
     if (c->opened_ns != 0) {
@@ -612,7 +248,7 @@ static conn *conn_of(assemble *a, const cap_frame *f, const char **why,
         *reason = CAP_BAD_LINK;
         return NULL;
     }
-    c = open_conn(a, f->slot, f->slot_generation, why);
+    c = assemble_open_conn(a, f->slot, f->slot_generation, why);
     if (c == NULL) {
         *reason = *why != NULL ? CAP_BAD_LINK : CAP_INTERNAL;
     } else if (c->destination == NULL) {
@@ -672,7 +308,7 @@ static bool code_is_good(const cap_frame *f) {
 
 /* ---- frames ---- */
 
-static int64_t sound_time(const assemble *a, conn *c, int64_t ts_ns) {
+int64_t assemble_sound_time(const assemble *a, conn *c, int64_t ts_ns) {
     if (ts_ns < a->earliest_ns) {
         ts_ns = a->earliest_ns;
     }
@@ -743,7 +379,7 @@ static void on_read(assemble *a, conn *c, frame_ref *r) {
         }
     }
     conn_append(c, r);
-    queued(a, c);
+    assemble_queued(a, c);
 }
 
 static void on_eom(assemble *a, conn *c, frame_ref *r) {
@@ -751,10 +387,10 @@ static void on_eom(assemble *a, conn *c, frame_ref *r) {
     conn_append(c, r);
     if (r->flags & CAP_FRAME_WAIT) {
         c->waits = true;
-        flush(a, c);
+        assemble_flush_conn(a, c);
         ledger_put(a->ledger, c);
     } else {
-        queued(a, c);
+        assemble_queued(a, c);
         ledger_put_more(a->ledger, c, CAP_FRAME_EOM);
     }
 }
@@ -762,7 +398,7 @@ static void on_eom(assemble *a, conn *c, frame_ref *r) {
 static void on_hold(assemble *a, conn *c, frame_ref *r) {
     conn_append(c, r);
     c->waits = true;
-    flush(a, c);
+    assemble_flush_conn(a, c);
     ledger_put(a->ledger, c);
 }
 
@@ -771,9 +407,9 @@ static void on_end(assemble *a, conn *c, frame_ref *r) {
     c->eom = NULL;
     conn_append(c, r);
     if (r->code != CAP_END_COMPLETE || !c->waits) {
-        flush(a, c);
+        assemble_flush_conn(a, c);
     } else {
-        queued(a, c);
+        assemble_queued(a, c);
     }
 }
 
@@ -784,16 +420,16 @@ static void on_drop(assemble *a, conn *c, frame_ref *r) {
         r->flags |= CONN_FRAME_COUNTS;
         conn_append(c, r);
         ledger_put_more(a->ledger, c, CAP_FRAME_DROP);
-        flush(a, c); /* what was due with it is due now */
+        assemble_flush_conn(a, c); /* what was due with it is due now */
         return;
     }
     conn_withdraw_eom(c);
     conn_append(c, r);
     ledger_put_more(a->ledger, c, CAP_FRAME_DROP);
     if (c->waits) {
-        queued(a, c);
+        assemble_queued(a, c);
     } else {
-        flush(a, c);
+        assemble_flush_conn(a, c);
     }
 }
 
@@ -803,7 +439,7 @@ static void on_abandon(assemble *a, conn *c, frame_ref *r, bool complete) {
         r->flags |= CONN_FRAME_COUNTS;
     }
     conn_append(c, r);
-    flush(a, c);
+    assemble_flush_conn(a, c);
 }
 
 /* Of an exchange of which a part is in doubt for good. */
@@ -811,7 +447,7 @@ static void pass_over(assemble *a, conn *c, frame_ref *r) {
     r->flags |= CONN_FRAME_LOST;
     c->lost = c->phase != CONN_IDLE && c->phase != CONN_ENDED;
     conn_append(c, r);
-    flush(a, c);
+    assemble_flush_conn(a, c);
 }
 
 static void take(assemble *a, conn *c, frame_ref *r, uint8_t phase) {
@@ -843,11 +479,11 @@ static void take(assemble *a, conn *c, frame_ref *r, uint8_t phase) {
         break;
     case CAP_FRAME_CLOSE:
         conn_append(c, r);
-        flush(a, c);
+        assemble_flush_conn(a, c);
         break;
     default: /* WRITE */
         conn_append(c, r);
-        queued(a, c);
+        assemble_queued(a, c);
         break;
     }
 }
@@ -859,8 +495,8 @@ enum cap_reason assemble_frame(assemble *a, const pool_frame *f,
     conn *c;
     int phase;
 
-    if (a->adopting && is_done(a, &f->head)) {
-        if (!keep(a, f)) {
+    if (a->adopting && assemble_is_done(a, &f->head)) {
+        if (!assemble_keep(a, f)) {
             *why = "out of memory";
             return CAP_INTERNAL;
         }
@@ -882,7 +518,7 @@ enum cap_reason assemble_frame(assemble *a, const pool_frame *f,
         return CAP_INTERNAL;
     }
     r->flags &= CONN_FRAME_WORKERS;
-    r->ts_ns = sound_time(a, c, r->ts_ns);
+    r->ts_ns = assemble_sound_time(a, c, r->ts_ns);
     measure(c, r);
     take(a, c, r, (uint8_t)phase);
     return CAP_NONE;
@@ -890,8 +526,7 @@ enum cap_reason assemble_frame(assemble *a, const pool_frame *f,
 
 /* ---- the end ---- */
 
-/* 0, or -1: out of memory, and the connection is given up. */
-static int end_conn(assemble *a, conn *c, enum cap_reason reason) {
+int assemble_end_conn(assemble *a, conn *c, enum cap_reason reason) {
     bool quiet = c->phase == CONN_IDLE && reason == CAP_WORKER_EXIT;
     bool counts = false;
     frame_ref *r;
@@ -910,10 +545,10 @@ static int end_conn(assemble *a, conn *c, enum cap_reason reason) {
         counts = conn_cut_exchange(c);
     }
     c->phase = CONN_ENDED;
-    untime(a, c);
+    assemble_untime(a, c);
     r = pool_make(a->pool, quiet ? CAP_FRAME_CLOSE : CAP_FRAME_ABANDON,
                   quiet ? CAP_NONE : (uint16_t)reason,
-                  sound_time(a, c, a->latest_ns - DAY_NS));
+                  assemble_sound_time(a, c, a->latest_ns - DAY_NS));
     if (r == NULL) {
         conn_cut_all(c, CAP_INTERNAL, CAP_RESPONSE);
         ledger_discard(a->ledger, c);
@@ -935,6 +570,6 @@ void assemble_end(assemble *a, enum cap_reason reason) {
     }
     for (c = TAILQ_FIRST(&a->conns); c != NULL; c = next) {
         next = TAILQ_NEXT(c, all);
-        (void)end_conn(a, c, reason);
+        (void)assemble_end_conn(a, c, reason);
     }
 }

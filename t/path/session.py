@@ -63,6 +63,16 @@ def mark_of(request):
     return values[0]
 
 
+def by_mark(result):
+    """{mark: exchange} of a consumer's result, in which each is once."""
+    found = {}
+    for exchange in result.exchanges:
+        mark = mark_of(exchange.request)
+        assert mark not in found, f"{mark} is in the topic twice"
+        found[mark] = exchange
+    return found
+
+
 def without_barriers(records):
     """What settling leaves in the topic beside: closes, each under an id of its
     own (docs/delivery.md)."""
@@ -75,12 +85,7 @@ def assert_captured(records, sessions, all_closed=True, ignore=(), lanes=False):
     `lanes`: their exchanges were concurrent, on a connectionId each."""
     result = verify_topic(records)
     result.assert_clean(all_closed=all_closed)
-    found = {}
-    for exchange in result.exchanges:
-        mark = mark_of(exchange.request)
-        assert mark not in found, f"{mark} is in the topic twice"
-        found[mark] = exchange
-
+    found = by_mark(result)
     sent = {s.mark: s for session in sessions for s in session.exchanges}
     assert set(found) == set(sent), (
         f"missing: {sorted(set(sent) - set(found))[:10]}, "

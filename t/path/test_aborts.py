@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from path.fidelity import ENDS
-from path.session import mark_of, marked, settled
+from path.session import by_mark, marked, settled
 from refconsumer import http
 from refconsumer.verify import verify_topic
 from rig.client import Client, build_request
@@ -298,7 +298,7 @@ class Table:
             for _, how, way in row.runs():
                 self.outcomes[row.name, how, way] = self._one(row, how, way)
         self.result = verify_topic(self.stack.drain())
-        self.found = {mark_of(x.request): x for x in self.result.exchanges}
+        self.found = by_mark(self.result)
         assert len(self.found) == len(self.result.exchanges)
 
     def _one(self, row, how, way):

@@ -14,7 +14,7 @@ from rig.source import Response, pattern
 from rig.status import wait_until
 
 from path.session import (Sent, Session, assert_balanced, assert_captured,
-                          assert_order, assert_same, lost, mark_of, marked,
+                          assert_order, assert_same, by_mark, lost, mark_of, marked,
                           settled, without_barriers)
 
 
@@ -127,11 +127,7 @@ def judge(records, crowds, totals):
     """What a crowd's topic must be, where nothing was lost."""
     result = verify_topic(records)
     result.assert_clean(all_closed=True)
-    found = {}
-    for e in result.exchanges:
-        mark = mark_of(e.request)
-        assert mark not in found, f"{mark} is in the topic twice"
-        found[mark] = e
+    found = by_mark(result)
     sessions = list(itertools.chain(*(c.sessions for c in crowds)))
     sent = {s.mark: s for session in sessions for s in session.exchanges}
     others = {m: raw for c in crowds for m, raw in c.others.items()}

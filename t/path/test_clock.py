@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from path.fidelity import row
-from path.session import Session, assert_captured, mark_of, marked, settled
-from path.test_http2 import Session2
+from path.session import Session, assert_captured, by_mark, marked, settled
+from path.session2 import Session2
 from rig.clock import Clock
 from rig.nginx import http2
 from rig.process import free_port
@@ -81,7 +81,7 @@ def test_times_are_those_of_the_arrival_and_never_decrease(stack, source, workdi
             session.client.close()
     result = assert_captured(s.drain(), sessions)
 
-    found, newest = {mark_of(x.request): x for x in result.exchanges}, {}
+    found, newest = by_mark(result), {}
     clamped = 0
     for span in spans:
         x, before = found[span.mark], newest.get(span.session, 0)

@@ -1,7 +1,6 @@
 """HTTP/2 over the whole path: what the Replayer reads is HTTP/1.1, one exchange
 at a time on each connectionId."""
 
-import itertools
 import re
 import threading
 from concurrent import futures
@@ -13,71 +12,16 @@ from refconsumer import http
 from refconsumer.verify import verify_topic
 from path.fidelity import row
 from rig.client2 import Client2, alpn, captured
-from rig.nginx import http2
 from rig.process import free_port
 from rig.source import Response, pattern
 from rig.status import wait_until
 
-from path.session import (Sent, Session, assert_balanced, assert_captured, lost,
-                          settled)
-
-_marks = itertools.count(1)
+from path.session import Session, assert_balanced, assert_captured, lost, settled
+from path.session2 import (Session2, a_cut_and_a_half, assert_cut_between,
+                           bodies_of_5_mb, echo, new_mark, requests_of_each_kind,
+                           stack2, three_times_100_streams)  # noqa: F401 (stack2)
 
 FIDELITY = "HTTP/2"
-
-
-class Session2:
-    """An HTTP/2 connection whose exchanges are to be captured."""
-
-    def __init__(self, port, **options):
-        self.client = Client2(port, **options)
-        self.exchanges = []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.client.close()
-
-    def start(self, method, target, headers=(), body=None, length=True):
-        mark = f"h2-{next(_marks)}"
-        headers = [("x-mark", mark), *headers]
-        stream = self.client.send_request(method, target, headers, body, length)
-        # cookies are put together, at the end of what the client sent
-        crumbs = "; ".join(v for n, v in headers if n == "cookie")
-        kept = [h for h in headers if h[0] not in ("cookie", "te")]
-        raw = captured(method, target, kept, body, length)
-        if crumbs:
-            at = raw.index(b"\r\n\r\n")
-            raw = raw[:at] + b"\r\ncookie: " + crumbs.encode() + raw[at:]
-        return SimpleNamespace(stream=stream, mark=mark.encode(), raw=raw,
-                               method=method.encode())
-
-    def finish(self, started):
-        answer = self.client.receive(started.stream)
-        assert answer is not None and answer.complete
-        self.exchanges.append(Sent(started.mark, started.method, started.raw, answer))
-        return answer
-
-    def request(self, *args, **options):
-        return self.finish(self.start(*args, **options))
-
-
-@pytest.fixture
-def stack2(stack):
-    """As stack(), with HTTP/2 by prior knowledge on s.port2 of the same server."""
-    def make(server="", **options):
-        port = free_port()
-        s = stack(server=f"{http2(port)} {server}", **options)
-        s.port2 = port
-        return s
-    return make
-
-
-def echo(request):
-    return Response(headers=[("X-Method", request.method)],
-                    body=b"%s %d\n" % (request.target.encode("latin-1"),
-                                       len(request.body)))
 
 
 @row("HTTP/2: methods, bodies with and without a length, cookies",
@@ -88,16 +32,7 @@ def test_a_session_is_captured_as_http_1_1(stack2, source):
     source.answer = echo
     s = stack2()
     with Session2(s.port2) as c:
-        c.request("GET", "/")
-        c.request("PUT", "/index/_doc/1?refresh=true", body=b'{"a":1}')
-        c.request("POST", "/_bulk", body=b'{"index":{}}\n', length=False)
-        c.request("HEAD", "/index")
-        c.request("DELETE", "/index/_doc/1")
-        c.request("POST", "/empty", body=b"", length=False)
-        c.request("POST", "/zero", body=b"")
-        c.request("GET", "/_cat", headers=[("cookie", "a=b"), ("te", "trailers"),
-                                           ("x", "1"), ("x", "2"),
-                                           ("cookie", "c=d")])
+        requests_of_each_kind(c)
     assert_captured(s.drain(), [c])      # one id, in this order
 
 
@@ -150,28 +85,8 @@ def test_ends_that_come_late(stack2, source, buffering):
 @row("HTTP/2: 100 concurrent streams", captured="each on a connectionId of its own, "
      "which is used again", replayed="at the same time, on as many connections")
 def test_100_concurrent_streams_are_100_connections_that_are_reused(stack2, source):
-    """No two exchanges of a connectionId overlap: the consumer would mix them."""
-    release = threading.Event()
-    source.answer = lambda q: Response(body=q.target.encode() * 300, hold=release)
     s = stack2(workers=2)
-    with Session2(s.port2) as c:
-        for turn in range(3):
-            release.clear()
-            n = len(source.requests)
-            started = [c.start("POST" if i % 3 else "GET", f"/{turn}/{i}",
-                               body=pattern(i * 10, i) if i % 3 else None,
-                               length=i % 2) for i in range(100)]
-            wait_until(lambda: len(source.requests) == n + 100)
-            release.set()
-            for x in started:
-                c.finish(x)
-        s.wait_for_status(settled(300))
-    result = assert_captured(s.drain(), [c], lanes=True)
-    assert len(result.connections) == 100
-    # a lane is used again, and in the order of time
-    for exchanges in result.by_connection().values():
-        turns = [x.request.split(b"/")[1] for x in exchanges]
-        assert turns == sorted(turns) and len(turns) == 3
+    three_times_100_streams(s, Session2(s.port2), source)
 
 
 @row("HTTP/2: clients that once had many streams, and stay", captured="all of it; "
@@ -226,12 +141,7 @@ def test_5_mb_up_and_down_side_by_side(stack2, source, buffering):
     s = stack2(location=f"proxy_request_buffering {buffering};"
                         f"proxy_buffering {buffering};")
     with Session2(s.port2) as c:
-        started = [c.start("POST", "/_bulk", body=pattern(5_000_000, 1)),
-                   c.start("POST", "/_bulk", body=pattern(5_000_000, 2),
-                           length=False),
-                   c.start("GET", "/big")]
-        for x in started:
-            c.finish(x)
+        bodies_of_5_mb(c)
         status = assert_balanced(s.wait_for_status(settled(3)))
         assert lost(status) == 0
     assert_captured(s.drain(), [c], lanes=True)
@@ -247,26 +157,15 @@ def test_resets_leave_nothing_to_replay_or_a_named_cut(stack2, source):
     s = stack2(location="proxy_request_buffering off; proxy_buffering off;")
     with Session2(s.port2) as c:
         c.request("GET", "/before")
-        up = c.start("GET", "/cut")
-        c.client.receive_head(up.stream, 1)
-        gone = c.client.start("POST", "/gone", end=False)
-        c.client.data(gone, b"half", end=False)
-        s.wait_for_status(lambda st: st["total"]["pending"] == 2)
-        c.client.reset_stream(gone)
-        c.client.reset_stream(up.stream)
+        for stream in reversed(a_cut_and_a_half(s, c)):
+            c.client.reset_stream(stream)
         s.wait_for_status(lambda st: st["total"]["pending"] == 0)
         c.request("POST", "/after", body=b"abc", length=False)
         status = assert_balanced(s.wait_for_status(settled(4)))
         assert status["total"]["truncated"] == 1
         assert status["total"]["filtered"]["client_abort"] == 1
         hold.set()
-    result = verify_topic(s.drain())
-    result.assert_clean(all_closed=True)
-    found = {x.request.split(b" ")[1]: x for x in result.exchanges}
-    assert set(found) == {b"/before", b"/cut", b"/after"}
-    cut, after = found[b"/cut"], found[b"/after"]
-    assert result.connections[(cut.node_id, cut.connection_id)].exceptions
-    assert cut.connection_id == found[b"/before"].connection_id != after.connection_id
+    assert_cut_between(s.drain())
 
 
 @row("HTTP/2: streams that wait for flow control", captured="all of it", replayed="the request")
@@ -279,7 +178,7 @@ def test_stalled_streams_are_captured_whole(stack2, source):
         big = c.start("GET", "/big")
         c.client.receive_head(big.stream, 1000)
         body = pattern(200_000)
-        mark = ("x-mark", f"h2-{next(_marks)}")
+        mark = new_mark()
         stream = c.client.start("POST", "/_bulk", [mark], end=False)
         at = c.client.fill_window(stream, body)
         c.request("GET", "/small")

@@ -15,8 +15,10 @@ from rig.status import wait_until
 
 from path.fidelity import row
 from path.session import (Session, assert_balanced, assert_captured, assert_same,
-                          lost, mark_of, settled)
-from path.test_http2 import Session2, echo
+                          by_mark, lost, settled)
+from path.session2 import (Session2, a_cut_and_a_half, assert_cut_between,
+                           bodies_of_5_mb, echo, requests_of_each_kind,
+                           three_times_100_streams)
 
 FIDELITY = "HTTP/3"
 
@@ -54,16 +56,7 @@ def test_a_session_is_captured_as_http_1_1(stack3, source):
     source.answer = echo
     s = stack3()
     with Session3(s) as c:
-        c.request("GET", "/")
-        c.request("PUT", "/index/_doc/1?refresh=true", body=b'{"a":1}')
-        c.request("POST", "/_bulk", body=b'{"index":{}}\n', length=False)
-        c.request("HEAD", "/index")
-        c.request("DELETE", "/index/_doc/1")
-        c.request("POST", "/empty", body=b"", length=False)
-        c.request("POST", "/zero", body=b"")
-        c.request("GET", "/_cat", headers=[("cookie", "a=b"), ("te", "trailers"),
-                                           ("x", "1"), ("x", "2"),
-                                           ("cookie", "c=d")])
+        requests_of_each_kind(c)
     assert_captured(s.drain(), [c])      # one id, in this order
 
 
@@ -133,27 +126,8 @@ def test_ends_that_come_late(stack3, source):
 @row("HTTP/3: 100 concurrent streams", captured="each on a connectionId of its own, "
      "which is used again", replayed="at the same time, on as many connections")
 def test_100_concurrent_streams_are_100_connections_that_are_reused(stack3, source):
-    release = threading.Event()
-    source.answer = lambda q: Response(body=q.target.encode() * 300, hold=release)
     s = stack3()
-    with Session3(s) as c:
-        for turn in range(3):
-            release.clear()
-            n = len(source.requests)
-            started = [c.start("POST" if i % 3 else "GET", f"/{turn}/{i}",
-                               body=pattern(i * 10, i) if i % 3 else None,
-                               length=i % 2) for i in range(100)]
-            wait_until(lambda: len(source.requests) == n + 100, 30)
-            release.set()
-            for x in started:
-                c.finish(x)
-        s.wait_for_status(settled(300))
-    result = assert_captured(s.drain(), [c], lanes=True)
-    assert len(result.connections) == 100
-    # a lane is used again, and in the order of time
-    for exchanges in result.by_connection().values():
-        turns = [x.request.split(b"/")[1] for x in exchanges]
-        assert turns == sorted(turns) and len(turns) == 3
+    three_times_100_streams(s, Session3(s), source)
 
 
 @pytest.mark.parametrize("buffering", ["on", "off"])
@@ -162,12 +136,7 @@ def test_5_mb_up_and_down_side_by_side(stack3, source, buffering):
     s = stack3(location=f"proxy_request_buffering {buffering};"
                         f"proxy_buffering {buffering};")
     with Session3(s, timeout=60) as c:
-        started = [c.start("POST", "/_bulk", body=pattern(5_000_000, 1)),
-                   c.start("POST", "/_bulk", body=pattern(5_000_000, 2),
-                           length=False),
-                   c.start("GET", "/big")]
-        for x in started:
-            c.finish(x)
+        bodies_of_5_mb(c)
         status = assert_balanced(s.wait_for_status(settled(3), 30))
         assert lost(status) == 0
     assert_captured(s.drain(), [c], lanes=True)
@@ -184,28 +153,33 @@ def test_resets_leave_nothing_to_replay_or_a_named_cut(stack3, source):
     s = stack3(location="proxy_request_buffering off; proxy_buffering off;")
     with Session3(s) as c:
         c.request("GET", "/before")
-        up = c.start("GET", "/cut")
-        c.client.receive_head(up.stream, 1)
-        gone = c.client.start("POST", "/gone", end=False)
-        c.client.data(gone, b"half", end=False)
-        s.wait_for_status(lambda st: st["total"]["pending"] == 2)
-        for stream in (gone, up.stream):
+        cut, half = a_cut_and_a_half(s, c)
+        for stream in (half, cut):
             c.client.reset_stream(stream)
         s.wait_for_status(lambda st: st["total"]["pending"] == 1)
-        c.client.receive(up.stream)      # its end by NGINX: that it is reset
+        c.client.receive(cut)            # its end by NGINX: that it is reset
         hold.set()
         s.wait_for_status(lambda st: st["total"]["pending"] == 0)
         c.request("POST", "/after", body=b"abc", length=False)
         status = assert_balanced(s.wait_for_status(settled(4)))
         assert status["total"]["truncated"] == 1
         assert status["total"]["filtered"]["client_abort"] == 1
-    result = verify_topic(s.drain())
+    assert_cut_between(s.drain())
+
+
+def assert_whole_but_one(records, session, cut, truncated, buffering):
+    """All exchanges of the session are there as they were, and that one, which was
+    reset, is named as cut."""
+    result = verify_topic(records)
     result.assert_clean(all_closed=True)
-    found = {x.request.split(b" ")[1]: x for x in result.exchanges}
-    assert set(found) == {b"/before", b"/cut", b"/after"}
-    cut, after = found[b"/cut"], found[b"/after"]
-    assert result.connections[(cut.node_id, cut.connection_id)].exceptions
-    assert cut.connection_id == found[b"/before"].connection_id != after.connection_id
+    found = by_mark(result)
+    assert len(found) == len(session.exchanges) + 1
+    for sent in session.exchanges:
+        assert_same(found[sent.mark], sent)
+    assert truncated == bool(
+        result.connections[found[cut.mark].key].exceptions)
+    # what was buffered NGINX may have read whole before it wrote again
+    assert truncated or buffering == "on"
 
 
 @row("HTTP/3: streams that wait for flow control", captured="all of it",
@@ -229,17 +203,7 @@ def test_stalled_streams_are_captured_whole(stack3, source, buffering):
         c.client.receive(started[3].stream)
         c.request("GET", "/after")
         total = s.wait_for_status(settled(5), 30)["total"]
-    result = verify_topic(s.drain())
-    result.assert_clean(all_closed=True)
-    found = {mark_of(x.request): x for x in result.exchanges}
-    assert len(found) == 5
-    for sent in c.exchanges:
-        assert_same(found[sent.mark], sent)
-    cut = found[started[3].mark]
-    truncated = bool(result.connections[cut.key].exceptions)
-    assert total["truncated"] == truncated
-    # what was buffered NGINX may have read whole before it wrote again
-    assert truncated or buffering == "on"
+    assert_whole_but_one(s.drain(), c, started[3], total["truncated"], buffering)
 
 
 @row("HTTP/3: responses to a client that gives their streams no more credit",
@@ -266,16 +230,7 @@ def test_responses_without_credit_are_captured_whole(stack3, source, buffering):
         for x in big[:2]:
             assert len(c.finish(x).body) == size
         total = s.wait_for_status(settled(6))["total"]
-    result = verify_topic(s.drain())
-    result.assert_clean(all_closed=True)
-    found = {mark_of(x.request): x for x in result.exchanges}
-    assert len(found) == 6
-    for sent in c.exchanges:
-        assert_same(found[sent.mark], sent)
-    cut = found[big[2].mark]
-    truncated = bool(result.connections[cut.key].exceptions)
-    assert total["truncated"] == truncated
-    assert truncated or buffering == "on"
+    assert_whole_but_one(s.drain(), c, big[2], total["truncated"], buffering)
 
 
 @row("HTTP/3: an upload that NGINX gives no more credit, as its source does not read",
@@ -370,11 +325,7 @@ def test_a_connection_that_ends_early_closes_each_of_its_lanes(stack3, source, h
     with Session(s) as other:
         c = Session3(s)
         c.request("GET", "/whole")
-        cut = c.start("GET", "/cut")
-        c.client.receive_head(cut.stream, 1)
-        gone = c.client.start("POST", "/gone", end=False)
-        c.client.data(gone, b"half", end=False)
-        s.wait_for_status(lambda st: st["total"]["pending"] == 2)
+        a_cut_and_a_half(s, c)
         getattr(c.client, how)()
         status = assert_balanced(s.wait_for_status(settled(3), 30))
         assert status["total"]["truncated"] == 1

@@ -19,7 +19,7 @@ from rig.process import SANITIZED, free_port
 from rig.source import Response, pattern
 from rig.status import wait_until
 
-from path.session import Session, assert_captured, mark_of, settled
+from path.session import Session, assert_captured, by_mark, mark_of, settled
 
 # each in another place; none is a part of another
 SECRETS = {name: f"S3cr3t-{name}-0123456789".encode() for name in
@@ -233,7 +233,7 @@ def test_what_is_too_large_leaves_a_topic_that_can_be_replayed(stack, source):
     records = s.drain()
     result = verify_topic(records)
     result.assert_clean(all_closed=True)
-    found = {mark_of(x.request): x for x in result.exchanges}
+    found = by_mark(result)
     assert not set(found) & {x.mark for x in left_out}
     response = http.parse_response(found[omitted.mark].response)
     assert response.status == 200 and response.body == b""

@@ -20,7 +20,7 @@ from rig.status import wait_until
 
 from path.session import (Session, assert_balanced, assert_captured,
                           settled, without_barriers)
-from path.test_http2 import Session2, stack2  # noqa: F401 (a fixture)
+from path.session2 import Session2, stack2  # noqa: F401 (a fixture)
 
 HTTP = """
     map $http_x_tenant $tenant {

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "sidecar/kafka.h"
+#include "t/unit/fake_topic.c"
 
 #define BROKER_PARTITIONS 3
 #define BROKER_TOPICS 2
@@ -54,7 +55,6 @@ static struct {
     const kafka_events *events;
     size_t limit;
     bool ready, blind, known_blind;
-    uint64_t mark, looks;
     unsigned (*dice)(unsigned n);
 } broker;
 
@@ -159,11 +159,6 @@ static void broker_clear(void) {
 
 /* ---- sidecar/kafka.h ---- */
 
-int kafka_check(const config *c, FILE *err) {
-    (void)c, (void)err;
-    return 0;
-}
-
 /* The topic "second" is the second. */
 kafka *kafka_new(const config *c, loop *l, const kafka_events *events,
                  void *owner) {
@@ -186,15 +181,6 @@ kafka *kafka_new(const config *c, loop *l, const kafka_events *events,
     return (kafka *)e;
 }
 
-void kafka_look(const kafka *k, kafka_health *into) {
-    (void)k;
-    *into = (kafka_health){.reachable = true};
-}
-
-void kafka_reload(kafka *k) {
-    (void)k;
-}
-
 bool kafka_ready(const kafka *k) {
     (void)k;
     return broker.ready;
@@ -203,21 +189,6 @@ bool kafka_ready(const kafka *k) {
 const char *kafka_not_ready_why(const kafka *k) {
     (void)k;
     return "";
-}
-
-uint64_t kafka_topic_mark(const kafka *k) {
-    (void)k;
-    return broker.mark;
-}
-
-uint64_t kafka_topic_look(kafka *k) {
-    (void)k;
-    return broker.looks++;
-}
-
-uint64_t kafka_topic_looked(const kafka *k) {
-    (void)k;
-    return broker.looks;
 }
 
 bool kafka_readable(const kafka *k) {
@@ -300,29 +271,9 @@ void kafka_reader_stop(kafka_reader *r, int32_t partition) {
     partition_of(((const broker_end *)r)->topic, partition)->reading = -1;
 }
 
-void kafka_readers_wait(int64_t within_ns) {
-    (void)within_ns;
-}
-
-void kafka_reader_free(kafka_reader *r) {
-    (void)r;
-}
-
-size_t kafka_queued(const kafka *k) {
-    (void)k;
-    return 0;
-}
-
 static void free_producer(const kafka *k) {
     (void)k;
     while (broker.nsent > 0) {
         broker_report(0, KAFKA_IN_DOUBT);
-    }
-}
-
-void kafkas_free(kafka *const *ks, size_t n, int64_t within_ns) {
-    (void)within_ns;
-    for (size_t i = 0; i < n; i++) {
-        free_producer(ks[i]);
     }
 }

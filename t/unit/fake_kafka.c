@@ -8,6 +8,7 @@
 
 #include "proto/decode.h"
 #include "sidecar/kafka.h"
+#include "t/unit/fake_topic.c"
 
 #define FAKE_RECORDS 4096
 
@@ -41,7 +42,6 @@ static struct {
     bool ready, full;
     bool blind;      /* nothing can be read */
     bool unreadable; /* and that is known */
-    uint64_t mark, looks;
     kafka_read_cb read;
     void *read_owner;
     int32_t reading; /* partition, or -1 */
@@ -50,11 +50,6 @@ static struct {
     fake_record records[FAKE_RECORDS];
     unsigned n;
 } fake_kafka = {.ready = true, .reading = -1, .limit = 1048076};
-
-int kafka_check(const config *c, FILE *err) {
-    (void)c, (void)err;
-    return 0;
-}
 
 kafka *kafka_new(const config *c, loop *l, const kafka_events *events,
                  void *owner) {
@@ -67,32 +62,8 @@ kafka *kafka_new(const config *c, loop *l, const kafka_events *events,
     return (kafka *)p;
 }
 
-void kafka_reload(kafka *k) {
-    (void)k;
-}
-
 bool kafka_ready(const kafka *k) {
     return fake_kafka.ready && !((const fake_producer *)k)->away;
-}
-
-void kafka_look(const kafka *k, kafka_health *into) {
-    (void)k;
-    *into = (kafka_health){.reachable = true};
-}
-
-uint64_t kafka_topic_mark(const kafka *k) {
-    (void)k;
-    return fake_kafka.mark;
-}
-
-uint64_t kafka_topic_look(kafka *k) {
-    (void)k;
-    return fake_kafka.looks++;
-}
-
-uint64_t kafka_topic_looked(const kafka *k) {
-    (void)k;
-    return fake_kafka.looks;
 }
 
 bool kafka_readable(const kafka *k) {
@@ -149,19 +120,6 @@ void kafka_reader_stop(kafka_reader *r, int32_t partition) {
     fake_kafka.reading = -1;
 }
 
-void kafka_readers_wait(int64_t within_ns) {
-    (void)within_ns;
-}
-
-void kafka_reader_free(kafka_reader *r) {
-    (void)r;
-}
-
-size_t kafka_queued(const kafka *k) {
-    (void)k;
-    return 0;
-}
-
 static void free_producer(const kafka *k) {
     for (unsigned i = 0; i < fake_kafka.n; i++) {
         fake_record *r = &fake_kafka.records[i];
@@ -175,13 +133,6 @@ static void free_producer(const kafka *k) {
                                          KAFKA_IN_DOUBT, -1, "the end");
         }
         free(r->copy);
-    }
-}
-
-void kafkas_free(kafka *const *ks, size_t n, int64_t within_ns) {
-    (void)within_ns;
-    for (size_t i = 0; i < n; i++) {
-        free_producer(ks[i]);
     }
 }
 

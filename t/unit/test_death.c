@@ -1028,13 +1028,13 @@ END_TEST
 
 /* What is not in a topic of that name may have been in the one before. */
 START_TEST(a_topic_that_was_made_again_tells_nothing) {
-    broker.mark = 7;
+    the_topic.mark = 7;
     fake_take_slot(w, 0, "r1");
     fake_exchange(w, 0, "GET", "200");
     ck_assert_ptr_null(begin_life());
     ck_assert_ptr_null(turn());
     broker.nsent = 0; /* it is not there */
-    broker.mark = 7 + (uint64_t)(_i & 1);
+    the_topic.mark = 7 + (uint64_t)(_i & 1);
     if (_i & 2) {
         succeed();
     } else {

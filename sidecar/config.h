@@ -28,13 +28,12 @@ enum config_type {
     CONFIG_MODE,    /* octal */
     CONFIG_USER,    /* name or number */
     CONFIG_GROUP,
-    CONFIG_UIDS,    /* list of names or numbers, by commas */
-    CONFIG_CHOICE,  /* of the help's words */
-    CONFIG_TOPIC,   /* a name that Kafka allows */
-    CONFIG_REGION,  /* AWS's */
-    CONFIG_URL,     /* http:// or https://, without user and query */
-    CONFIG_HEADERS, /* name=value,name=value; a secret */
-    CONFIG_LATER    /* known, and refused: not built yet */
+    CONFIG_UIDS,   /* list of names or numbers, by commas */
+    CONFIG_CHOICE, /* of the help's words */
+    CONFIG_TOPIC,  /* a name that Kafka allows */
+    CONFIG_REGION, /* AWS's */
+    CONFIG_URL,    /* http:// or https://, without user and query */
+    CONFIG_HEADERS /* name=value,name=value; a secret */
 };
 
 enum config_token_source {

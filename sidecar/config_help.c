@@ -2,21 +2,13 @@
 #include "sidecar/config_internal.h"
 
 static const char *const type_names[] = {
-    [CONFIG_SOCKET] = "unix:/path",
-    [CONFIG_TEXT] = "text",
-    [CONFIG_PATH] = "absolute path",
-    [CONFIG_ADDRESS] = "host:port",
-    [CONFIG_SIZE] = "size",
-    [CONFIG_TIME] = "time",
-    [CONFIG_MODE] = "octal mode",
-    [CONFIG_USER] = "user",
-    [CONFIG_GROUP] = "group",
-    [CONFIG_UIDS] = "users",
-    [CONFIG_CHOICE] = "choice",
-    [CONFIG_TOPIC] = "name",
-    [CONFIG_LATER] = "-",
-    [CONFIG_REGION] = "region",
-    [CONFIG_URL] = "URL",
+    [CONFIG_SOCKET] = "unix:/path",  [CONFIG_TEXT] = "text",
+    [CONFIG_PATH] = "absolute path", [CONFIG_ADDRESS] = "host:port",
+    [CONFIG_SIZE] = "size",          [CONFIG_TIME] = "time",
+    [CONFIG_MODE] = "octal mode",    [CONFIG_USER] = "user",
+    [CONFIG_GROUP] = "group",        [CONFIG_UIDS] = "users",
+    [CONFIG_CHOICE] = "choice",      [CONFIG_TOPIC] = "name",
+    [CONFIG_REGION] = "region",      [CONFIG_URL] = "URL",
     [CONFIG_HEADERS] = "headers",
 };
 

@@ -292,8 +292,6 @@ int config_store(config *c, const config_key *k, char *value, complaint *why) {
         return store_choice(k, value, field, why);
     case CONFIG_HEADERS:
         return parse_headers(value, field, why);
-    case CONFIG_LATER:
-        return refuse(why, "this key is not built yet: leave it out");
     }
     return refuse(why, "internal error");
 }

@@ -5,7 +5,7 @@
  *
  *     bench-drain PATH     a socket to listen on; one worker at a time
  *
- * The reading itself is sidecar/pool.c, as in the sidecar.
+ * The reading itself is sidecar/pool_read.c, as in the sidecar.
  */
 #include <errno.h>
 #include <poll.h>

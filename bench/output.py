@@ -24,9 +24,10 @@ def build_drain():
     """Compiles drain.c where it is not built or old; the program's path."""
     program = os.path.join(BUILD, "bench-drain")
     sources = [os.path.join(TOP, s) for s in
-               ("bench/drain.c", "sidecar/pool.c", "sidecar/spool.c",
-                "sidecar/metrics.c", "sidecar/log.c", "sidecar/step.c",
-                "wire/layout.c", "wire/counters.c")]
+               ("bench/drain.c", "sidecar/pool.c", "sidecar/pool_adopt.c",
+                "sidecar/pool_count.c", "sidecar/pool_read.c", "sidecar/spool.c",
+                "sidecar/boot.c", "sidecar/metrics.c", "sidecar/log.c",
+                "sidecar/step.c", "wire/layout.c", "wire/counters.c")]
     subprocess.run(
         ["cc", "-std=gnu11", "-D_GNU_SOURCE=", "-O2", "-g", "-I", TOP,
          "-o", program] + sources + ["-lz"], check=True, timeout=60)

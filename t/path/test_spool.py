@@ -1,6 +1,7 @@
 """The disk spool: what has no room in the workers' memory."""
 
 import os
+import struct
 import subprocess
 import threading
 
@@ -9,7 +10,9 @@ import pytest
 from refconsumer.verify import verify_topic
 from rig.process import BUILD
 from rig.source import Response, pattern
+from rig.status import wait_until
 
+from fault.test_resume import mortal
 from path.session import (Session, assert_balanced, assert_captured, settled,
                           without_barriers)
 
@@ -31,6 +34,15 @@ def spooling(stack, source, own_broker, workdir):
 
 def spooled(s):
     return os.stat(os.path.join(s.sidecar.conf["spool.path"], "blocks")).st_blocks * 512
+
+
+def blocks_there(s):
+    """By the table of the spool's file (sidecar/spool.c)."""
+    with open(os.path.join(s.sidecar.conf["spool.path"], "blocks"), "rb") as f:
+        header = f.read(64)
+        table = f.read(64 * struct.unpack_from("<I", header, 12)[0])
+    return sum(struct.unpack_from("<I", table, at)[0] != 0
+               for at in range(0, len(table), 64))
 
 
 def traffic(session, n, size, spooling=None):
@@ -87,6 +99,47 @@ def test_the_spool_outlives_the_sidecar(spooling, death):
         status = assert_balanced(s.wait_for_status(settled(95), 60))
     assert status["total"]["captured"] == 95, status["total"]
     assert_captured(without_barriers(s.drain()), [c])
+
+
+def die_when_spooled(s, count):
+    s.sidecar.kill9()
+    s.sidecar.env = {"CAPTURE_KILL_POINT": f"SPOOLED:{count}"}
+    s.sidecar.start(wait=False)
+
+
+@pytest.mark.parametrize("count", [2, 40], ids=["first", "later"])
+def test_death_where_the_pool_says_what_the_spool_has(spooling, count):
+    """When blocks go there, and when they leave it, or the pool is taken over."""
+    s, broker = spooling()
+    s.sidecar.binary = mortal() or s.sidecar.binary
+
+    def has_room_or_died():
+        worker, = s.status()["workers"]
+        return (not s.sidecar.running()
+                or worker["blocks_used"] < .8 * worker["blocks"])
+    with Session(s) as c:
+        traffic(c, 3, 1000)
+        s.wait_for_status(settled(3))
+        broker.stop()
+        die_when_spooled(s, count)
+        s.wait_linked()
+        for i in range(200):
+            wait_until(has_room_or_died, 30)
+            if not s.sidecar.running():
+                break
+            assert c.request("POST", f"/{i}", body=pattern(50_000, i)).status == 200
+        assert not s.sidecar.running(), "it has not died"
+        die_when_spooled(s, count)
+        broker.start()
+        wait_until(lambda: not s.sidecar.running(), 60, "the second death")
+        s.sidecar.env = {}
+        s.sidecar.start()
+        s.wait_linked()
+        status = assert_balanced(s.wait_for_status(
+            lambda st: st["total"]["pending"] == 0, 60))
+        assert sum(status["total"]["lost"].values()) == 0, status["total"]
+    assert_captured(without_barriers(s.drain()), [c])
+    assert blocks_there(s) == 0
 
 
 def test_a_full_spool_is_a_loss_that_is_counted(spooling, source):

@@ -616,9 +616,9 @@ int journal_db_recover(journal_db *d, const char *node_id, journal_recovered *r,
             (void)execute(d, ROLLBACK);
         }
         journal_builder_free(&b);
-        return -1;
+        return rc == SQLITE_NOMEM ? 1 : -1;
     }
     rc = journal_builder_pool(&b, node_id, r, why);
     journal_builder_free(&b);
-    return rc;
+    return rc == 0 ? 0 : 1;
 }

@@ -98,7 +98,8 @@ void journal_db_tidy(journal_db *db);
 
 /*
  * Makes a pool of what there is of node_id, and numbers the rows like it, in
- * one commit.  0, or -1 with why.
+ * one commit.  0; 1 with why: there is no room for that pool now, the rows are
+ * there still; or -1 with why.
  */
 int journal_db_recover(journal_db *db, const char *node_id,
                        journal_recovered *r, char *why);

@@ -51,6 +51,7 @@ typedef struct {
     enum journal_job job;
     char node_id[CAP_NODE_ID_SIZE];
     bool failed, damaged;
+    bool later; /* what is to be recovered has no room now */
     char why[JOURNAL_WHY_SIZE];
     int64_t took_ns;
     journal_node *nodes;

@@ -125,10 +125,27 @@ bool journal_has_forgotten(journal *j, pool *p) {
 
 /* ---- pools that are there alone ---- */
 
+/* NULL, or why not now. */
+static const char *take_found(journal *j, journal_group *g) {
+    const char *why = NULL;
+    int rc = 0;
+
+    if (g->later) {
+        return g->why;
+    }
+    j->adopting = &g->found;
+    j->adopting_id = g->node_id;
+    if (g->found.n > 0) {
+        rc = j->events->recovered(j->owner, g->found.fd, &why);
+    }
+    j->adopting = NULL;
+    return rc == 0 ? NULL : why;
+}
+
 void journal_pool_found(journal *j, journal_group *g) {
     journal_known *n = find_node(j, g->node_id);
     journal_recovered *r = &g->found;
-    const char *why = "";
+    const char *why;
 
     metrics_cell[METRIC_JOURNAL_DAMAGED] += r->damaged;
     if (r->damaged > 0) {
@@ -137,23 +154,21 @@ void journal_pool_found(journal *j, journal_group *g) {
                   j->dir, r->damaged);
     }
     step(STEP_JOURNAL_FOUND);
-    j->adopting = r;
-    j->adopting_id = g->node_id;
-    if (r->n == 0 || j->events->recovered(j->owner, r->fd, &why) == 0) {
+    why = take_found(j, g);
+    if (why == NULL) {
         n->state = NODE_RECOVERED;
         metrics_cell[METRIC_RECOVERED] += r->exchanges;
         log_warn("journal: %" PRIu32 " connections with %" PRIu64
                  " exchanges of a worker whose memory is gone are recovered",
                  r->n, r->exchanges);
     } else {
-        log_error("journal: %" PRIu32 " connections cannot be recovered now: "
+        log_error("journal: what there is of a worker cannot be recovered now: "
                   "%s; again in 30 s",
-                  r->n, why);
+                  why);
         n->state = NODE_LOST;
         n->due_ns = loop_now_ns(j->loop) + JOURNAL_PATIENCE_NS;
     }
     step(STEP_JOURNAL_RECOVERED);
-    j->adopting = NULL;
     journal_recovered_free(r);
 }
 

@@ -36,8 +36,9 @@ static void give_up(journal *j, journal_group *g) {
 
 static void work(journal *j, journal_group *g) {
     int64_t begun = now_ns();
+    int rc = 0;
 
-    g->failed = g->damaged = false;
+    g->failed = g->damaged = g->later = false;
     if (g->job == JOURNAL_JOB_OPEN) {
         j->db = journal_db_open(j->dir, &g->nodes, &g->nnodes, &g->key,
                                 &g->damaged, g->why);
@@ -51,8 +52,11 @@ static void work(journal *j, journal_group *g) {
     }
     g->took_ns = now_ns() - begun;
     j->written += g->bytes + 8192;
-    if (g->job == JOURNAL_JOB_RECOVER &&
-        journal_db_recover(j->db, g->node_id, &g->found, g->why) != 0) {
+    if (g->job == JOURNAL_JOB_RECOVER) {
+        rc = journal_db_recover(j->db, g->node_id, &g->found, g->why);
+    }
+    g->later = rc == 1;
+    if (rc == -1) {
         journal_db_close(j->db);
         j->db = NULL;
         (void)journal_db_set_aside(j->dir);

@@ -419,6 +419,29 @@ START_TEST(a_second_pool_of_a_node_is_refused) {
 }
 END_TEST
 
+/* What was promised to clients is not given up for want of a descriptor. */
+START_TEST(what_finds_no_descriptor_is_recovered_later) {
+    struct rlimit before, none;
+
+    two_on_the_disk();
+    die();
+    another_boot();
+    start();
+    ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = before;
+    none.rlim_cur = 3;
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &none), 0);
+    turns(3);
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+    ck_assert_uint_eq(metrics_cell[METRIC_RECOVERED], 0);
+    ck_assert_uint_eq(metrics_cell[METRIC_JOURNAL_FAILED], 0);
+    be_patient();
+    ck_assert_uint_eq(metrics_cell[METRIC_RECOVERED], 2);
+    ck_assert_uint_eq(seen(), 2);
+    die();
+}
+END_TEST
+
 /* What the spool has of the one before has other numbers. */
 START_TEST(a_recovered_pool_has_none_of_the_spools_blocks) {
     cap_block *b = calloc(1, CAP_BLOCK_SIZE);
@@ -472,6 +495,7 @@ int main(void) {
 #endif
     tcase_add_test(c, a_second_pool_of_a_node_is_refused);
     tcase_add_test(c, a_recovered_pool_has_none_of_the_spools_blocks);
+    tcase_add_test(c, what_finds_no_descriptor_is_recovered_later);
     suite_add_tcase(s, c);
     srunner_run_all(r, CK_NORMAL);
     failed = srunner_ntests_failed(r);

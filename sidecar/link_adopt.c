@@ -52,6 +52,18 @@ static const char *is_twin(const peer *p) {
     }
 }
 
+/* Whoever counted it may have died before it could mark it.  Here it comes by a
+   HELLO, too, that a worker, dead now, sent before we began. */
+static bool is_counted(const peer *p) {
+    const cap_header *h = p->pool->header;
+
+    return atomic_load_explicit(&h->retired, memory_order_acquire) != 0 ||
+           (atomic_load_explicit(&h->owner_generation, memory_order_relaxed) !=
+                0 &&
+            p->links->totals != NULL &&
+            totals_has_last(p->links->totals, p->pool->node_id));
+}
+
 /* What p->pool needs around it; NULL, or why it must not be read. */
 const char *link_furnish(peer *p, enum cap_refusal *code) {
     links *ls = p->links;
@@ -61,9 +73,7 @@ const char *link_furnish(peer *p, enum cap_refusal *code) {
         link_count_bytes(ls, p->pool->mapped, 0);
     }
     why = is_twin(p);
-    if (why == NULL &&
-        atomic_load_explicit(&p->pool->header->retired, memory_order_acquire)) {
-        /* also a HELLO that a worker, dead now, sent before we began */
+    if (why == NULL && is_counted(p)) {
         why = "all of it was settled and counted";
     }
     if (why != NULL) {

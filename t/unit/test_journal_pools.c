@@ -405,6 +405,21 @@ START_TEST(death_between_forgetting_and_counting) {
 END_TEST
 #endif
 
+/* It died when it had counted it, and could not say so any more. */
+START_TEST(what_was_counted_last_is_not_taken_over) {
+    two_on_the_disk();
+    settle();
+    ck_assert_uint_eq(totals_sum(t)->seen, 2);
+    w->header->retired = 0;
+    die();
+    start();
+    ck_assert_ptr_nonnull(adopt_memory(w->fd));
+    settle();
+    ck_assert_uint_eq(seen(), 2);
+    die();
+}
+END_TEST
+
 /* Two owners of the same connections would send them twice. */
 START_TEST(a_second_pool_of_a_node_is_refused) {
     fake_worker *twin = fake_worker_new(32, 8);
@@ -495,6 +510,7 @@ int main(void) {
 #endif
     tcase_add_test(c, a_second_pool_of_a_node_is_refused);
     tcase_add_test(c, a_recovered_pool_has_none_of_the_spools_blocks);
+    tcase_add_test(c, what_was_counted_last_is_not_taken_over);
     tcase_add_test(c, what_finds_no_descriptor_is_recovered_later);
     suite_add_tcase(s, c);
     srunner_run_all(r, CK_NORMAL);

@@ -164,7 +164,7 @@ static void retire(peer *p) {
             (void)spool_drop(p->links->spool, p->pool->node_id); /* unread */
         }
         if (p->pool->in_file) {
-            pool_file_remove(p->links->spool, p->pool);
+            (void)pool_file_remove(p->links->spool, p->pool);
         }
         link_unkeep(p);
     }

@@ -162,6 +162,18 @@ static const char *map_orphan(peer *p, int fd, bool in_file) {
     return link_furnish(p, &code);
 }
 
+/* What the spool has of one that the journal has made anew: a file, where that
+   found no memory as long as the journal waited.  Nobody may go on with that. */
+static void drop_old(spool *s, const pool *p) {
+    (void)spool_drop(s, p->node_id);
+    if (pool_file_remove(s, p)) {
+        log_error("spool: pools/%.*s came too late: what clients waited for in "
+                  "it is recovered from the journal",
+                  (int)sizeof(p->node_id), p->node_id);
+        metrics_cell[METRIC_POOLS_LOST]++;
+    }
+}
+
 enum origin { FROM_MEMORY, FROM_FILE, FROM_JOURNAL };
 
 /* Nobody is at the other end: as a worker that hangs up at once. */
@@ -174,7 +186,7 @@ static int adopt_orphan(links *ls, int fd, enum origin from, const char **why) {
     }
     *why = map_orphan(p, fd, from == FROM_FILE);
     if (*why == NULL && from == FROM_JOURNAL && ls->spool != NULL) {
-        (void)spool_drop(ls->spool, p->pool->node_id);
+        drop_old(ls->spool, p->pool);
     }
     if (*why == NULL && pool_own(p->pool) == 0) {
         *why = "its worker has given this pool up already";
@@ -224,7 +236,7 @@ int links_lose_file(links *ls, int fd, const char **why) {
     step(STEP_RETIRED);
     if (ls->spool != NULL) {
         (void)spool_drop(ls->spool, p->node_id);
-        pool_file_remove(ls->spool, p);
+        (void)pool_file_remove(ls->spool, p);
     }
     pool_free(p);
     return 0;

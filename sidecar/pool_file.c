@@ -264,14 +264,18 @@ bool pool_file_is_sound(const cap_header *h) {
     return boot_is_this(h->boot_id);
 }
 
-void pool_file_remove(spool *s, const pool *p) {
+bool pool_file_remove(spool *s, const pool *p) {
     file_name name;
 
     name_of(p, "", name);
-    if (unlinkat(spool_pools(s), name, 0) != 0 && errno != ENOENT) {
+    if (unlinkat(spool_pools(s), name, 0) == 0) {
+        return true;
+    }
+    if (errno != ENOENT) {
         log_error("spool: pools/%s cannot be removed: %s", name,
                   strerror(errno));
     }
+    return false;
 }
 
 static bool ends_with(const char *name, const char *suffix) {

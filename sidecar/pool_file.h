@@ -37,8 +37,8 @@ void pool_file_free(pool_file *f);
 /* Of a pool that pool_open_file has opened: its room counts. */
 void pool_file_charge(pool *p, spool *s);
 
-/* It is settled, or has no file. */
-void pool_file_remove(spool *s, const pool *p);
+/* It is settled, or another is right.  Whether there was one. */
+bool pool_file_remove(spool *s, const pool *p);
 
 /* Whether what is in `fd` was written by pool_file_begin in this run of the
    host; `h` has been read from there. */

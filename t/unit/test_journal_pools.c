@@ -457,6 +457,25 @@ START_TEST(what_finds_no_descriptor_is_recovered_later) {
 }
 END_TEST
 
+/* There was no memory for it as long as the journal waited. */
+START_TEST(a_file_whose_pool_was_recovered_is_not_taken_over) {
+    char path[120], command[200];
+
+    two_on_the_disk();
+    die();
+    start();
+    snprintf(path, sizeof(path), "%s/pools/%.36s", dir, w->header->node_id);
+    snprintf(command, sizeof(command), "cp /proc/%d/fd/%d %s", (int)getpid(),
+             w->fd, path);
+    ck_assert_int_eq(system(command), 0);
+    be_patient();
+    ck_assert_uint_eq(metrics_cell[METRIC_RECOVERED], 2);
+    ck_assert_int_ne(access(path, F_OK), 0);
+    ck_assert_uint_eq(metrics_cell[METRIC_POOLS_LOST], 1);
+    die();
+}
+END_TEST
+
 /* What the spool has of the one before has other numbers. */
 START_TEST(a_recovered_pool_has_none_of_the_spools_blocks) {
     cap_block *b = calloc(1, CAP_BLOCK_SIZE);
@@ -512,6 +531,7 @@ int main(void) {
     tcase_add_test(c, a_recovered_pool_has_none_of_the_spools_blocks);
     tcase_add_test(c, what_was_counted_last_is_not_taken_over);
     tcase_add_test(c, what_finds_no_descriptor_is_recovered_later);
+    tcase_add_test(c, a_file_whose_pool_was_recovered_is_not_taken_over);
     suite_add_tcase(s, c);
     srunner_run_all(r, CK_NORMAL);
     failed = srunner_ntests_failed(r);

@@ -32,6 +32,7 @@ enum statement {
     DROP_NODE_FRAMES,
     DROP_NODE,
     DROP_MARK,
+    NOTE_MADE,
     STATEMENTS
 };
 
@@ -50,6 +51,7 @@ static const char *const sql[STATEMENTS] = {
                          "(SELECT key FROM conns WHERE node = ?1)",
     [DROP_NODE] = "DELETE FROM conns WHERE node = ?1",
     [DROP_MARK] = "DELETE FROM meta WHERE name = 'lost:' || ?1",
+    [NOTE_MADE] = "INSERT OR IGNORE INTO meta VALUES ('made:' || ?1, '')",
 };
 
 struct journal_db {
@@ -177,10 +179,14 @@ static int prepare(journal_db *d) {
 static int list_nodes(journal_db *d, journal_node **nodes, size_t *n) {
     sqlite3_stmt *s;
     journal_node *more;
-    int rc = sqlite3_prepare_v2(d->db,
-                                "SELECT DISTINCT node, EXISTS (SELECT 1 FROM "
-                                "meta WHERE name = 'lost:' || node) FROM conns",
-                                -1, &s, NULL);
+    int rc = sqlite3_prepare_v2(
+        d->db,
+        "SELECT node, max(there), EXISTS (SELECT 1 FROM meta WHERE name = "
+        "'lost:' || node), EXISTS (SELECT 1 FROM meta WHERE name = 'made:' || "
+        "node) FROM (SELECT DISTINCT node, 1 AS there FROM conns UNION ALL "
+        "SELECT substr(name, 6), 0 FROM meta WHERE name LIKE 'made:%') "
+        "GROUP BY node",
+        -1, &s, NULL);
 
     while (rc == SQLITE_OK && sqlite3_step(s) == SQLITE_ROW) {
         if (sqlite3_column_bytes(s, 0) != CAP_NODE_ID_SIZE) {
@@ -193,7 +199,9 @@ static int list_nodes(journal_db *d, journal_node **nodes, size_t *n) {
         }
         *nodes = more;
         memcpy(more[*n].node_id, sqlite3_column_text(s, 0), CAP_NODE_ID_SIZE);
-        more[(*n)++].lost = sqlite3_column_int(s, 1) != 0;
+        more[*n].there = sqlite3_column_int(s, 1) != 0;
+        more[*n].lost = sqlite3_column_int(s, 2) != 0;
+        more[(*n)++].made = sqlite3_column_int(s, 3) != 0;
     }
     return sqlite3_finalize(s) == SQLITE_OK ? rc : SQLITE_IOERR;
 }
@@ -201,7 +209,7 @@ static int list_nodes(journal_db *d, journal_node **nodes, size_t *n) {
 /* All that is there was lost when the host died, also for who opens it after
    us: what comes from now on was not. */
 static int note_boot(journal_db *d, const char *boot) {
-    char text[320] = "";
+    char text[400] = "";
 
     (void)ask(d, "SELECT value FROM meta WHERE name = 'boot'", text,
               sizeof(text));
@@ -212,6 +220,7 @@ static int note_boot(journal_db *d, const char *boot) {
              "BEGIN IMMEDIATE;"
              "INSERT OR IGNORE INTO meta SELECT DISTINCT 'lost:' || node, ''"
              " FROM conns;"
+             "DELETE FROM meta WHERE name LIKE 'made:%%';"
              "UPDATE meta SET value = '%s' WHERE name = 'boot';"
              "COMMIT",
              boot);
@@ -584,6 +593,11 @@ static int write_node(journal_db *d, const char *node_id,
 
     if (rc == SQLITE_OK) {
         rc = drop_node(d, node_id);
+    }
+    if (rc == SQLITE_OK) {
+        sqlite3_bind_text(d->statements[NOTE_MADE], 1, node_id,
+                          CAP_NODE_ID_SIZE, SQLITE_STATIC);
+        rc = execute(d, NOTE_MADE);
     }
     for (uint32_t i = 0; i < b->n && rc == SQLITE_OK; i++) {
         const journal_built *c = &b->conns[i];

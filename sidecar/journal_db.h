@@ -8,7 +8,9 @@
  *                                 in a row; id = key << 20 | chunk
  *                         meta    the boot that it was written in, the version,
  *                                 and `lost:NODEID` for each pool of a boot
- *                                 before, until it is recovered or dropped
+ *                                 before, until it is recovered or dropped;
+ *                                 `made:NODEID` for each that was made anew in
+ *                                 this boot, until that is over
  *   DIR/journal.db-wal    SQLite's log: keeps its size, so that a commit does
  *                         not wait for the file system's own journal
  *
@@ -58,7 +60,9 @@ TAILQ_HEAD(journal_ops, journal_op);
 /* A pool that was in an older process's hands. */
 typedef struct {
     char node_id[CAP_NODE_ID_SIZE];
-    bool lost; /* before this boot: its memory is gone */
+    bool there; /* it has rows */
+    bool lost;  /* before this boot: its memory is gone */
+    bool made;  /* anew, by journal_db_recover: that alone may come */
 } journal_node;
 
 /* What there is of a connection; frames have the recovered pool's numbers. */

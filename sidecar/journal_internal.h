@@ -64,14 +64,16 @@ enum journal_known_state {
     NODE_WAITING, /* for its pool, or its time */
     NODE_LOST,    /* of another boot: what else there is was not synced */
     NODE_RECOVERING,
-    NODE_TAKEN,    /* its pool is here, or was, and is right */
-    NODE_RECOVERED /* and what comes later is not */
+    NODE_TAKEN,     /* its pool is here, or was, and is right */
+    NODE_RECOVERED, /* and what comes later is not */
+    NODE_MADE       /* it was recovered by an owner before us */
 };
 
 /* A pool whose nodeId is known. */
 typedef struct {
     char id[CAP_NODE_ID_SIZE];
     enum journal_known_state state;
+    bool made; /* anew: what the worker itself has is not right any more */
     int64_t due_ns;
 } journal_known;
 

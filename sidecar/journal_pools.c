@@ -69,11 +69,17 @@ bool journal_has_node(const journal *j, const char *node_id) {
     return n != NULL && n->state < NODE_TAKEN;
 }
 
+/* What was made of rows is no worker's. */
+static bool is_right(const journal_known *n, const pool *p) {
+    return (!n->made || p->header->pid == 0) &&
+           (n->state == NODE_WAITING || n->state == NODE_TAKEN ||
+            n->state == NODE_MADE);
+}
+
 const char *journal_may_adopt(const journal *j, const pool *p) {
     const journal_known *n = find_node(j, p->node_id);
 
-    if (n == NULL || j->adopting != NULL || n->state == NODE_WAITING ||
-        n->state == NODE_TAKEN) {
+    if (n == NULL || j->adopting != NULL || is_right(n, p)) {
         return NULL;
     }
     return "it came too late: what clients waited for in it has been recovered "
@@ -115,7 +121,9 @@ bool journal_has_forgotten(journal *j, pool *p) {
             return false;
         }
         n = find_node(j, p->node_id);
-        if (n != NULL && n->state == NODE_TAKEN) {
+        if (n != NULL && n->state == NODE_TAKEN && n->made) {
+            n->state = NODE_MADE;
+        } else if (n != NULL && n->state == NODE_TAKEN) {
             drop_node(j, n);
         }
     }
@@ -157,6 +165,7 @@ void journal_pool_found(journal *j, journal_group *g) {
     why = take_found(j, g);
     if (why == NULL) {
         n->state = NODE_RECOVERED;
+        n->made = true;
         metrics_cell[METRIC_RECOVERED] += r->exchanges;
         log_warn("journal: %" PRIu32 " connections with %" PRIu64
                  " exchanges of a worker whose memory is gone are recovered",
@@ -180,20 +189,26 @@ unsigned journal_pools_there(journal *j, const journal_group *g) {
         const journal_node *there = &g->nodes[i];
         journal_known *n = find_node(j, there->node_id);
 
-        if (n != NULL) {
+        if (n != NULL && there->there) {
             log_info("journal: what there is of a worker whose memory is here, "
                      "or was, is dropped");
             (void)forget_node(j, there->node_id);
+        }
+        if (n != NULL) {
             continue;
         }
-        n = add_node(j, there->node_id, there->lost ? NODE_LOST : NODE_WAITING);
+        n = add_node(j, there->node_id,
+                     !there->there ? NODE_MADE
+                     : there->lost ? NODE_LOST
+                                   : NODE_WAITING);
         if (n == NULL) {
             log_error("journal: out of memory: what there is of a worker is "
                       "left to the next start");
             continue;
         }
+        n->made = there->made;
         n->due_ns = there->lost ? now : now + JOURNAL_PATIENCE_NS;
-        waiting += !there->lost;
+        waiting += n->state == NODE_WAITING;
     }
     return waiting;
 }

@@ -296,7 +296,7 @@ static void write_header(writer *w, const journal_builder *b,
                          const char *node_id, uint64_t exchanges) {
     cap_header *h = (cap_header *)(void *)w->base;
 
-    h->magic = CAP_MAGIC;
+    h->magic = CAP_MAGIC; /* and no pid: journal_may_adopt knows it by that */
     h->version = CAP_WIRE_VERSION;
     h->geometry = w->g;
     memcpy(h->node_id, node_id, sizeof(h->node_id));

@@ -457,6 +457,37 @@ START_TEST(what_finds_no_descriptor_is_recovered_later) {
 }
 END_TEST
 
+/* Its worker was stopped for so long that the journal made it anew; all of that is
+   sent when it comes to a later capture-sidecar. */
+START_TEST(a_pool_that_was_made_anew_is_not_taken_over_by_who_comes_later) {
+    static const metrics_exchanges none;
+
+    w->header->pid = 1;
+    fake_kafka.ready = false;
+    two_on_the_disk();
+    die();
+    start();
+    be_patient();
+    ck_assert_uint_eq(metrics_cell[METRIC_RECOVERED], 2);
+    ck_assert_uint_eq(fake_kafka.n, 0);
+    fake_kafka.ready = true;
+    if (_i == 1) {
+        settle();
+        ck_assert_uint_eq(totals_sum(t)->reason[CAP_RESPONSE], 2);
+        totals_fold(t, &none, "00000000-0000-0000-0000-000000000000");
+    }
+    die();
+    start();
+    ck_assert_ptr_nonnull(adopt_memory(w->fd));
+    turns(3);
+    be_patient();
+    settle();
+    ck_assert_uint_eq(fake_kafka.n, 2);
+    ck_assert_uint_eq(seen(), 2);
+    die();
+}
+END_TEST
+
 /* There was no memory for it as long as the journal waited. */
 START_TEST(a_file_whose_pool_was_recovered_is_not_taken_over) {
     char path[120], command[200];
@@ -531,6 +562,9 @@ int main(void) {
     tcase_add_test(c, a_recovered_pool_has_none_of_the_spools_blocks);
     tcase_add_test(c, what_was_counted_last_is_not_taken_over);
     tcase_add_test(c, what_finds_no_descriptor_is_recovered_later);
+    tcase_add_loop_test(
+        c, a_pool_that_was_made_anew_is_not_taken_over_by_who_comes_later, 0,
+        2);
     tcase_add_test(c, a_file_whose_pool_was_recovered_is_not_taken_over);
     suite_add_tcase(s, c);
     srunner_run_all(r, CK_NORMAL);

@@ -119,7 +119,7 @@ def test_records_of_each_command(suppressed, check, broker, topic):
     rows = [row for row in page.record_table()
             if row[1] == ("suppressed" if suppressed else "not suppressed")
             or (suppressed and not row[1])]
-    assert len(rows) == (10 if suppressed else 1)
+    assert len(rows) == (11 if suppressed else 1)
     for command, remark, requests, least, most in rows:
         ruled = (0, 0) if remark == "suppressed" else bounds(command, 3_000_000)
         assert (least, most) == ruled, command

@@ -1,10 +1,14 @@
 """What conf/ shows to users is what NGINX and the sidecar accept: an example
 that does not start is worse than none."""
 
+import base64
+import functools
 import json
 import os
 import re
+import ssl
 import subprocess
+import urllib.request
 
 import pytest
 
@@ -109,11 +113,13 @@ class Example(Nginx):
     def client(self, **options):
         return Client(self.port, **options)
 
+    def status(self):
+        return status.capture_status(self.port)
+
     def wait_for_status(self, good, timeout=30):
         last = {}
         status.wait_until(
-            lambda: good(last.setdefault(
-                len(last), status.capture_status(self.port))), timeout,
+            lambda: good(last.setdefault(len(last), self.status())), timeout,
             "capture_status")
         return last[max(last)]
 
@@ -130,14 +136,34 @@ class Example(Nginx):
             self.sidecar.close()
 
 
+class TlsExample(Example):
+    """With a listener that speaks TLS by this certificate."""
+
+    def __init__(self, *args, certificate, **options):
+        super().__init__(*args, **options)
+        self.context = ssl.create_default_context(cafile=certificate)
+        self.context.check_hostname = False
+
+    def client(self, port=None, **options):
+        c = Client(port or self.port, **options)
+        c.sock = self.context.wrap_socket(c.sock, server_hostname="search.example")
+        return c
+
+    def status(self):
+        with urllib.request.urlopen(
+                f"https://127.0.0.1:{self.port}/capture_status", timeout=5,
+                context=self.context) as r:
+            return json.load(r)
+
+
 @pytest.fixture
 def example(workdir, broker, topic):
     """example(name, listen, {what it says: what it has instead})"""
     running = []
 
-    def make(name, listen, places, **options):
+    def make(name, listen, places, kind=Example, **options):
         options = {"broker": broker, "topic": topic, **options}
-        running.append(Example(workdir, name, listen, places=places, **options))
+        running.append(kind(workdir, name, listen, places=places, **options))
         running[-1].start()
         return running[-1]
     broker.start()
@@ -154,6 +180,50 @@ def test_the_minimal_example_captures(example, source):
         assert c.request("POST", "/_bulk", body=b"x" * 2000000).status == 200
         assert_balanced(e.wait_for_status(settled(2)))
     assert_captured(e.records(), [c])
+
+
+def test_the_fleets_example_captures_what_reaches_the_cluster(
+        workdir, example, source):
+    """And nothing else of what it serves: what its password keeps out, health checks,
+    the other server."""
+    certificate, _ = make_tls_files(workdir)
+    with open(f"{workdir}/passwd", "w") as f:
+        f.write("me:{PLAIN}geheim\n")
+    os.chmod(f"{workdir}/passwd", 0o644)
+    dashboards, port = Source(), free_port()
+    dashboards.start()
+    try:
+        e = example("nginx-fleet.conf", "127.0.0.1:8443", {
+            **{f"server 127.0.0.1:{n}": f"server 127.0.0.1:{source.port}"
+               for n in (9201, 9202, 9203)},
+            "server 127.0.0.1:5601": f"server 127.0.0.1:{dashboards.port}",
+            "listen 127.0.0.1:8444": f"listen 127.0.0.1:{port}",
+            "/etc/nginx/tls/": f"{workdir}/",
+            "/etc/nginx/search.passwd": f"{workdir}/passwd"},
+            kind=functools.partial(TlsExample, certificate=certificate))
+        host = ("Host", "search.example")
+        me = ("Authorization",
+              f"Basic {base64.b64encode(b'me:geheim').decode()}")
+        with Session(e) as c:
+            assert c.request("GET", "/", [me]).status == 200
+            assert c.request("POST", "/_bulk", [me], body=pattern(MIB)).status == 200
+            with e.client() as other:
+                assert other.request("PUT", "/x", [host], b"{}").status == 401
+                assert other.request("GET", "/_cluster/health",
+                                     [host, me]).status == 200
+            with e.client(port) as other:
+                assert other.request(
+                    "GET", "/app", [("Host", "dashboards.example")]).status == 200
+            s = assert_balanced(e.wait_for_status(settled(3)))
+        assert s["total"]["captured"] == 2, s["total"]
+        assert s["total"]["filtered"]["not_forwarded"] == 1, s["total"]
+        assert [r.target for r in source.requests] == ["/", "/_bulk",
+                                                       "/_cluster/health"]
+        assert [r.target for r in dashboards.requests] == ["/app"]
+        # the source gets the name that NGINX gives it, the topic has the client's
+        assert_captured(e.records(), [c])
+    finally:
+        dashboards.close()
 
 
 def test_the_elastic_cloud_example_is_what_the_service_wants(
@@ -241,6 +311,8 @@ def test_the_spool_example_outlasts_its_memory(example, own_broker, source, work
         s = assert_balanced(e.wait_for_status(settled(50), 90))
         assert s["total"]["captured"] == 50, s["total"]
     assert_captured(without_barriers(e.records()), [c])
+
+
 def test_the_example_of_many_clusters_goes_to_each(
         example, source, broker, new_topic, own_broker):
     """Both files: the sidecar's has other addresses and topics, and no more."""

@@ -53,7 +53,7 @@ enum flag_section {
       "NGINX's worker processes; 0: one for each CPU that the container may use.")                  \
     X(CERT, "sslCertChainFile", NULL, TEXT, NULL, "FILE", LISTEN,                                   \
       "PEM file with the server's certificate and its chain: clients use TLS. When its content "    \
-      "changes it is loaded again, without losing a connection.")                                   \
+      "changes it is loaded again; no request is cut.")                                   \
     X(KEY, "sslKeyFile", NULL, TEXT, NULL, "FILE", LISTEN,                                          \
       "PEM file with the certificate's key.")                                                       \
     X(TRUST_FILE, "sslTrustCertFile", NULL, TEXT, NULL, "FILE", LISTEN,                             \

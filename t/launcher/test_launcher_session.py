@@ -224,6 +224,32 @@ def test_nothing_has_a_time_limit(proxy):
         assert words in conf
 
 
+@pytest.mark.long
+@pytest.mark.timeout(180)
+def test_what_takes_longer_than_nginx_would_let_it(proxy, source):
+    """80 s: each of its own limits is 60 s or 75 s."""
+    hold = threading.Event()
+    source.answer = lambda r: Response(hold=hold if r.target == "/late" else None)
+    l = proxy()
+    with l.client() as late, l.client() as slow, l.client() as idle, \
+            l.client() as half:
+        assert idle.request("GET", "/").status == 200
+        late.send(build_request("GET", "/late", [("Host", "h")]))
+        slow.send(build_request("PUT", "/slow", [("Host", "h"),
+                                                 ("Content-Length", "2")]) + b"a")
+        half.send(b"GET /half HTTP/1.1\r\nHo")
+        wait_until(lambda: source.requests, 10, "the request at the source")
+        assert not hold.wait(80)
+        hold.set()
+        slow.send(b"b")
+        half.send(b"st: h\r\n\r\n")
+        idle.send(build_request("GET", "/idle", [("Host", "h")]))
+        for c in (late, slow, half, idle):
+            assert c.receive().status == 200
+    assert {r.target for r in source.requests} \
+        == {"/", "/late", "/slow", "/half", "/idle"}
+
+
 def test_a_request_is_forwarded_once(proxy, source):
     """Also a GET on a connection that was used before, which NGINX would send
     again by itself."""
@@ -273,12 +299,28 @@ def test_connections_to_the_source_are_used_again(proxy, source):
 
 
 def test_100_continue_works(proxy, source):
+    """NGINX answers it by itself: the source is not asked."""
+    hundred = b"HTTP/1.1 100 Continue\r\n\r\n"
     with proxy().client() as c:
         c.send(build_request("POST", "/", [("Host", "h"), ("Expect", "100-continue"),
                                            ("Content-Length", "3")]))
+        assert c.receive_some(len(hundred)) == hundred
         c.send(b"abc")
         answer = c.receive("POST")
-    assert answer.status == 200 and bytes(source.requests[0].body) == b"abc"
+    assert answer.status == 200 and not answer.interim
+    (got,) = source.requests
+    assert bytes(got.body) == b"abc" and got.header("expect") is None
+
+
+def test_trace_and_connect_are_refused(proxy, source):
+    l = proxy()
+    # 405 where NGINX knows what is right after CONNECT, which differs
+    for raw, statuses in ((b"TRACE / HTTP/1.1\r\nHost: h\r\n\r\n", (405,)),
+                          (b"CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n", (400, 405))):
+        with l.client() as c:
+            c.send(raw)
+            assert c.receive().status in statuses
+    assert source.requests == []
 
 
 # ---- TLS ----

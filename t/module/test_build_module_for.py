@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from rig.nginx import BINARY, MODULE, check_config, version
+from rig.nginx import BINARY, MODULE, build, check_config, version
 from rig.process import SANITIZED, TOP
 
 SCRIPT = os.path.join(TOP, "script", "build-module-for")
@@ -70,10 +70,17 @@ def archive_by_http(tmp_path):
 
 
 @pytest.mark.timeout(600)          # it compiles
+@pytest.mark.parametrize("by", [
+    "the binary", pytest.param("what its -V said", marks=pytest.mark.long),
+    pytest.param("its version", marks=pytest.mark.long)])
 def test_it_is_built_from_an_archive_and_loaded_by_the_binary(
-        tmp_path, archive_by_http, workdir):
-    rc, out, err = build_for(BINARY, "--source", archive_by_http,
-                             "-o", str(tmp_path / "out"))
+        tmp_path, archive_by_http, workdir, by):
+    """The three ways of docs/install.md to say which NGINX it is for."""
+    args, told = {"the binary": ([BINARY], None),
+                  "what its -V said": (["--nginx-V", "-"], build()),
+                  "its version": (["--nginx-version", VERSION], None)}[by]
+    rc, out, err = build_for(*args, "--source", archive_by_http,
+                             "-o", str(tmp_path / "out"), told=told)
     assert rc == 0, err
     assert f"is for nginx {VERSION}: " in out and "--with-http_v2_module" in out
     module = tmp_path / "out/ngx_http_capture_module.so"

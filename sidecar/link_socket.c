@@ -36,6 +36,7 @@ void link_listener_ready(loop_io *io, uint32_t events) {
         }
         if (errno != EINTR && errno != ECONNABORTED) {
             /* out of descriptors: it stays readable, so look away */
+            metrics_cell[METRIC_LINKS_REFUSED]++; /* who has blocks may wait */
             log_limited(&ls->log_accept, LOG_LEVEL_ERROR,
                         "accept() on unix:%s failed: %s", ls->config->listen,
                         strerror(errno));

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.timeout(300)
 
 # the sidecar sees it sooner
 EAGER = {"kafka.reconnect.backoff.max.ms": "500"}
+# a broker that is slow in its last second is not taken for one stuck partition
+PATIENT = {**EAGER, "pinned.time": "60s"}
 
 
 def test_a_broker_that_stops_and_comes_back(scene, shaky, shaky_topic):
@@ -32,7 +34,7 @@ def test_a_broker_that_stops_and_comes_back(scene, shaky, shaky_topic):
 
 def test_an_outage_longer_than_the_pools_is_counted_exactly(scene, shaky, shaky_topic):
     s = scene(broker=shaky, topic=shaky_topic, workers=2, buffer="1m",
-              sidecar_conf=EAGER)
+              sidecar_conf=PATIENT)
     with s.load(rate=600) as load:
         load.more(100)
         shaky.kill()
@@ -180,14 +182,14 @@ def test_the_same_for_a_minute(scene, cluster):
     outage_of_one_partition(scene, cluster, 60, drop=(1, 2))
 
 
-def bad_network(scene, broker, topic, seconds, conf=None):
+def bad_network(scene, broker, topic, seconds, conf=None, **options):
     """Delays, silence one way or both, resets and refusals, by turns at random."""
     seed = random.randrange(1 << 30)
     print(f"network: seed {seed}")
     r = random.Random(seed)
     fault = broker.fault
     before = fault.accepted
-    s = scene(broker=broker, topic=topic, workers=2, sidecar_conf={
+    s = scene(broker=broker, topic=topic, workers=2, **options, sidecar_conf={
         "kafka.bootstrap.servers": fault.bootstrap, **EAGER, **(conf or {})})
 
     def reset():
@@ -217,20 +219,31 @@ def bad_network(scene, broker, topic, seconds, conf=None):
             load.more(r.randrange(20, 100))
     assert fault.accepted > before + 1
     fault.reset()      # those that were accepted and never answered
-    s.assert_clean(s.counts(90))
+    return s
 
 
 def test_a_bad_network_loses_and_doubles_nothing(scene, shaky, shaky_topic):
-    bad_network(scene, shaky, shaky_topic, 6)
+    s = bad_network(scene, shaky, shaky_topic, 6)
+    s.assert_clean(s.counts(90))
+
+
+def test_what_a_bad_network_costs_is_counted_exactly(scene, shaky, shaky_topic):
+    """With hardly any memory, and no spool."""
+    s = bad_network(scene, shaky, shaky_topic, 6, PATIENT, buffer="1m")
+    counts = s.counts(90)
+    verdict = s.assert_clean(counts, "lost", "cut")
+    assert len(verdict.lost) == counts.absent() == counts.lost["pool_full"]
+    assert len(verdict.cut) == counts.lost["response"]
 
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_bad_network_for_minutes(scene, shaky, shaky_topic):
     """With time-outs that come, too: answers that are later than librdkafka waits."""
-    bad_network(scene, shaky, shaky_topic, 120,
-                {"kafka.socket.timeout.ms": "1000",
-                 "kafka.request.timeout.ms": "1000"})
+    s = bad_network(scene, shaky, shaky_topic, 120,
+                    {"kafka.socket.timeout.ms": "1000",
+                     "kafka.request.timeout.ms": "1000"})
+    s.assert_clean(s.counts(90))
 
 
 def test_the_first_record_in_a_partition_is_acknowledged_before_the_next_goes(

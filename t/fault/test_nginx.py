@@ -1,5 +1,6 @@
 """NGINX's processes are reloaded, replaced and killed while 200 connections work."""
 
+import os
 import random
 
 import pytest
@@ -41,6 +42,38 @@ def test_an_upgrade_of_the_binary_costs_nothing(scene):
         s.nginx.upgrade()
         load.more(300)
     s.assert_clean(s.counts())
+
+
+def replaced_without_kafka(scene, shaky, topic, directory, times):
+    """Pools of many workers that have gone wait for Kafka, in the spool."""
+    s = scene(broker=shaky, topic=topic, workers=2, daemon=True, sidecar_conf={
+        "spool.path": os.path.join(directory, "spool"), "settle.time": "500ms",
+        "kafka.reconnect.backoff.max.ms": "500"})
+    with s.load(timeout=120) as load:
+        load.more(100)
+        shaky.kill()
+        for i in range(times):
+            s.nginx.reload(60, http=s.nginx.snippets["http"] + f"# {i}\n")
+            load.more(10)
+        s.nginx.upgrade(60)
+        load.more(100)
+        shaky.start()
+        load.more(100)
+    s.assert_clean(s.counts(120))
+
+
+@pytest.mark.partitions(6)
+@pytest.mark.timeout(300)
+def test_reloads_and_an_upgrade_while_kafka_is_down_cost_nothing(
+        scene, shaky, shaky_topic, workdir):
+    replaced_without_kafka(scene, shaky, shaky_topic, workdir, 3)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_fifty_reloads_while_kafka_is_down_cost_nothing(
+        scene, shaky, shaky_topic, workdir):
+    replaced_without_kafka(scene, shaky, shaky_topic, workdir, 50)
 
 
 def kills(scene, times):

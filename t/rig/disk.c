@@ -32,7 +32,7 @@ __attribute__((constructor)) static void map_control(void) {
     control = at;
 }
 
-static int is_journal(int fd) {
+static int is_ours(int fd) {
     char name[64], path[512];
     ssize_t n;
 
@@ -41,13 +41,14 @@ static int is_journal(int fd) {
     if (n < 0)
         return 0;
     path[n] = '\0';
-    return strstr(path, "/journal/") != NULL;
+    return strstr(path, "/journal/") != NULL ||
+           strstr(path, "/spool/blocks") != NULL;
 }
 
 static void wait_for_disk(int fd) {
     int64_t ms = control[0];
 
-    if (ms > 0 && is_journal(fd)) {
+    if (ms > 0 && is_ours(fd)) {
         struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
 
         nanosleep(&ts, NULL);
@@ -55,7 +56,7 @@ static void wait_for_disk(int fd) {
 }
 
 static int is_full(int fd) {
-    if (control[1] == 0 || !is_journal(fd))
+    if (control[1] == 0 || !is_ours(fd))
         return 0;
     errno = (int)control[1];
     return 1;
@@ -79,4 +80,15 @@ ssize_t pwrite64(int fd, const void *data, size_t n, off64_t at) {
 
 ssize_t pwrite(int fd, const void *data, size_t n, off_t at) {
     return pwrite64(fd, data, n, at);
+}
+
+int fallocate64(int fd, int mode, off64_t at, off64_t n) {
+    wait_for_disk(fd);
+    if (is_full(fd))
+        return -1;
+    return (int)syscall(SYS_fallocate, fd, mode, at, n);
+}
+
+int fallocate(int fd, int mode, off_t at, off_t n) {
+    return fallocate64(fd, mode, at, n);
 }

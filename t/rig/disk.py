@@ -1,4 +1,5 @@
-"""A disk that a test makes slow or full, for the sidecar's journal (disk.c); and
+"""A disk that a test makes slow or full, for the sidecar's journal and the blocks of
+a directory named spool (disk.c); and
 what becomes of a journal when its host dies."""
 
 import os
@@ -17,7 +18,7 @@ class Disk:
         self._map = shim.memory
 
     def slow(self, seconds):
-        """A sync takes this long at least."""
+        """A sync, or that a file grows, takes this long at least."""
         self._map[:8] = struct.pack("=q", int(seconds * 1000))
 
     def fails(self, error):

@@ -493,9 +493,11 @@ def test_hup_reloads(launcher, source):
     l = launcher("--destinationUri", f"http://127.0.0.1:{source.port}",
                  "--noCapture", "--numThreads", "1")
     nginx = l.nginx_pid()
-    (before,) = [p for p in l.family() if p not in (l.pid, nginx)]
+    # it listens before it has a worker
+    before = wait_until(lambda: [p for p in l.family() if p not in (l.pid, nginx)],
+                        20, "a worker")
     os.kill(l.pid, signal.SIGHUP)
-    wait_until(lambda: not alive([before]), 20, "the old worker's end")
+    wait_until(lambda: not alive(before), 20, "the old worker's end")
     assert l.nginx_pid() == nginx
     with l.client() as c:
         assert c.request("GET", "/").status == 200

@@ -5,8 +5,10 @@
 #define _GNU_SOURCE 1
 #include <check.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -250,6 +252,65 @@ START_TEST(a_broker_that_comes_back_gets_all_records) {
 }
 END_TEST
 
+/* Whether the descriptor is a connection to the mock broker, not one of its own. */
+static bool leads_to_broker(int fd) {
+    const char *port = strrchr(rd_kafka_mock_cluster_bootstraps(mock), ':') + 1;
+    struct sockaddr_in peer;
+    socklen_t size = sizeof(peer);
+    return getpeername(fd, (struct sockaddr *)&peer, &size) == 0 &&
+           peer.sin_family == AF_INET && ntohs(peer.sin_port) == atoi(port);
+}
+
+/* Else bytes of a process that has died could arrive after the topic was read. */
+START_TEST(a_socket_to_a_broker_discards_what_it_has_not_sent) {
+    int found = 0;
+    run_until(ready_now);
+    for (int fd = 0; fd < 1024; fd++) {
+        struct linger linger = {0};
+        socklen_t size = sizeof(linger);
+        if (!leads_to_broker(fd))
+            continue;
+        found++;
+        ck_assert_int_eq(getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &size),
+                         0);
+        ck_assert_int_ne(linger.l_onoff, 0);
+        ck_assert_int_eq(linger.l_linger, 0);
+    }
+    ck_assert_int_gt(found, 0);
+}
+END_TEST
+
+static int reads, failed_reads;
+
+static void on_read(void *owner, int32_t partition, kafka_read what,
+                    int64_t offset, const void *data, size_t len,
+                    const char *why) {
+    (void)owner, (void)partition, (void)offset, (void)data, (void)len,
+        (void)why;
+    reads++;
+    failed_reads += what == KAFKA_READ_FAILED;
+}
+
+static bool read_something(void) {
+    return reads > 0;
+}
+
+/* Such as a low-water that retention has overtaken: what is not seen from
+   elsewhere on may still have been there. */
+START_TEST(a_place_that_the_log_does_not_have_cannot_be_read) {
+    reads = failed_reads = 0;
+    run_until(ready_now);
+    make(10);
+    run_until(all_final);
+    kafka_reader *r = kafka_reader_new(k, on_read, NULL);
+    ck_assert_int_eq(kafka_reader_start(r, 0, 1000), 0);
+    run_until(read_something);
+    kafka_reader_free(r);
+    ck_assert_int_eq(reads, 1);
+    ck_assert_int_eq(failed_reads, 1);
+}
+END_TEST
+
 static bool all_given_back(void) {
     for (int i = 0; i < nitems; i++)
         if (items[i].retries == 0)
@@ -340,6 +401,8 @@ int main(void) {
     tcase_add_test(
         t, a_record_over_the_limit_is_rejected_after_produce_has_returned);
     tcase_add_test(t, a_broker_that_comes_back_gets_all_records);
+    tcase_add_test(t, a_socket_to_a_broker_discards_what_it_has_not_sent);
+    tcase_add_test(t, a_place_that_the_log_does_not_have_cannot_be_read);
     tcase_add_test(t, a_reload_waits_for_the_reports_of_the_old_producer);
     tcase_add_test(t, a_reload_does_not_wait_for_a_producer_that_is_refused);
     tcase_add_test(t, the_end_reports_what_is_left);

@@ -251,6 +251,17 @@ START_TEST(the_producer_gets_what_the_rules_say) {
 }
 END_TEST
 
+/* What is in doubt is absent only where all from its low-water on was seen. */
+START_TEST(a_reader_begins_where_it_is_told_and_sees_all) {
+    rd_kafka_conf_t *conf = kafka_config_reader(&c, stderr);
+    ck_assert_str_eq(value_of(conf, "auto.offset.reset"), "error");
+    ck_assert_str_eq(value_of(conf, "isolation.level"), "read_uncommitted");
+    ck_assert_str_eq(value_of(conf, "enable.partition.eof"), "true");
+    ck_assert_str_eq(value_of(conf, "enable.auto.commit"), "false");
+    rd_kafka_conf_destroy(conf);
+}
+END_TEST
+
 /* The vectors of Java's own tests (UtilsTest.testMurmur2). */
 START_TEST(murmur2_is_javas) {
     static const struct {
@@ -313,6 +324,7 @@ int main(void) {
     tcase_add_loop_test(t, servers_are_host_and_port, 0,
                         sizeof(bad_servers) / sizeof(*bad_servers));
     tcase_add_test(t, the_producer_gets_what_the_rules_say);
+    tcase_add_test(t, a_reader_begins_where_it_is_told_and_sees_all);
     tcase_add_test(t, murmur2_is_javas);
     tcase_add_test(t, only_certainty_counts_as_certainty);
     suite_add_tcase(s, t);

@@ -567,6 +567,26 @@ START_TEST(intent_and_slot_say_what_is_in_doubt_and_what_is_acked) {
 }
 END_TEST
 
+/* A repetition that the broker has recognised is reported without its place. */
+START_TEST(an_acknowledgement_without_an_offset_moves_no_mark) {
+    fake_exchange(w, 0, "1", "one");
+    turn();
+    ack(0);
+    fake_exchange(w, 0, "2", "two");
+    turn();
+    ack(1);
+    ck_assert_int_eq(slot(0)->last_offset, 1);
+    fake_exchange(w, 0, "3", "three");
+    turn();
+    fake_kafka.records[2].reported = fake_kafka.records[2].acked = true;
+    fake_kafka.events->delivered(fake_kafka.records[2].producer->owner,
+                                 fake_kafka.records[2].record, KAFKA_ACKED, -1,
+                                 "");
+    ck_assert_int_eq(slot(0)->last_offset, 1);
+    ck_assert_uint_eq(slot(0)->next_number, 4);
+}
+END_TEST
+
 START_TEST(another_owner_stops_everything) {
     fake_exchange(w, 0, "1", "one");
     turn();
@@ -576,6 +596,8 @@ START_TEST(another_owner_stops_everything) {
     ack(0);
     ck_assert_uint_eq(fake_kafka.n, 1);
     ck_assert_uint_eq(slot(0)->next_number, 1);
+    ck_assert_uint_eq(atomic_load(&intent(0)->number), 1);
+    ck_assert_uint_eq(atomic_load(&intent(0)->acked), 0);
     ck_assert(p->disowned);
 }
 END_TEST
@@ -936,6 +958,23 @@ START_TEST(a_request_in_doubt_that_was_refused_is_not_replayed) {
 END_TEST
 
 /* Without room for another name it ends as ever. */
+/* Nothing follows the record in doubt, not even a close. */
+START_TEST(an_id_that_is_given_up_in_doubt_says_no_more) {
+    open_blind(false, false);
+    fake_take_slot(w, 1, "b12345678901234567890123456789012345678901234567890");
+    fake_exchange(w, 1, "1", "one");
+    turn();
+    ack(0);
+    fake_exchange(w, 1, "2", "two");
+    turn();
+    doubt(1);
+    turn();
+    pass(S);
+    ck_assert_uint_eq(p->count.reason[CAP_MAYBE_LOST], 1);
+    ck_assert_uint_eq(fake_kafka.n, 3); /* with the barrier */
+}
+END_TEST
+
 START_TEST(an_id_that_is_too_long_is_abandoned) {
     open_blind(false, false);
     fake_take_slot(w, 1, "b12345678901234567890123456789012345678901234567890");
@@ -1659,6 +1698,7 @@ int main(void) {
     tcase_add_checked_fixture(t, open_all, close_all);
     tcase_add_test(t, blocks_go_back_when_their_bytes_are_acked_not_before);
     tcase_add_test(t, intent_and_slot_say_what_is_in_doubt_and_what_is_acked);
+    tcase_add_test(t, an_acknowledgement_without_an_offset_moves_no_mark);
     tcase_add_test(t, another_owner_stops_everything);
     tcase_add_test(t, what_is_discarded_is_neither_sent_nor_counted);
     tcase_add_test(t, what_is_not_persisted_is_sent_again_as_it_was);
@@ -1675,6 +1715,7 @@ int main(void) {
     tcase_add_loop_test(t, a_response_in_doubt_is_lost_to_its_end, 0, 4);
     tcase_add_test(t, a_request_in_doubt_that_is_dropped_is_filtered);
     tcase_add_test(t, a_request_in_doubt_that_was_refused_is_not_replayed);
+    tcase_add_test(t, an_id_that_is_given_up_in_doubt_says_no_more);
     tcase_add_test(t, an_id_that_is_too_long_is_abandoned);
     tcase_add_loop_test(
         t, what_is_stuck_is_given_up_so_that_others_lose_nothing, 0, 3);

@@ -55,6 +55,7 @@ static struct {
     const kafka_events *events;
     size_t limit;
     bool ready, blind, known_blind;
+    uint32_t producers; /* so far */
     unsigned (*dice)(unsigned n);
 } broker;
 
@@ -169,6 +170,7 @@ kafka *kafka_new(const config *c, loop *l, const kafka_events *events,
     broker.events = events;
     e->topic = topic;
     e->owner = owner;
+    broker.producers++;
     broker.nsent = 0;
     for (int32_t i = 0; i < BROKER_PARTITIONS; i++) {
         broker_partition *p = partition_of(topic, i);
@@ -201,9 +203,11 @@ size_t kafka_record_limit(const kafka *k) {
     return broker.limit;
 }
 
+/* Another for each producer, as after partitions were added. */
 int32_t kafka_partition(const kafka *k, const void *key, size_t len) {
     (void)k;
-    return (int32_t)(kafka_murmur2(key, len) % BROKER_PARTITIONS);
+    return (int32_t)((kafka_murmur2(key, len) + broker.producers) %
+                     BROKER_PARTITIONS);
 }
 
 int64_t kafka_known_end(const kafka *k, int32_t partition) {

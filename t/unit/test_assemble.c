@@ -957,7 +957,21 @@ START_TEST(a_request_in_doubt_that_was_refused_is_not_replayed) {
 }
 END_TEST
 
-/* Without room for another name it ends as ever. */
+START_TEST(only_who_is_in_doubt_waits) {
+    fake_take_slot(w, 1, "d"); /* in the same partition */
+    fake_exchange(w, 0, "1", "one");
+    turn();
+    report(0, KAFKA_IN_DOUBT);
+    fake_exchange(w, 0, "2", "two");
+    fake_exchange(w, 1, "3", "three");
+    turn();
+    ck_assert_uint_eq(fake_kafka.n, 2);
+    ck_record(1, "d#1 R(3) E(14,711) W(three)");
+    ck_assert_int_eq(fake_kafka.records[1].partition,
+                     fake_kafka.records[0].partition);
+}
+END_TEST
+
 /* Nothing follows the record in doubt, not even a close. */
 START_TEST(an_id_that_is_given_up_in_doubt_says_no_more) {
     open_blind(false, false);
@@ -975,6 +989,69 @@ START_TEST(an_id_that_is_given_up_in_doubt_says_no_more) {
 }
 END_TEST
 
+/* So long something of its producer may be on its way; each has it in full. */
+START_TEST(settle_time_passes_before_the_topic_is_asked) {
+    conf.settle_time = 3 * S;
+    open_blind(false, false);
+    fake_take_slot(w, 1, "d"); /* in the same partition */
+    fake_exchange(w, 0, "1", "one");
+    fake_exchange(w, 1, "2", "two");
+    turn();
+    report(0, KAFKA_IN_DOUBT);
+    pass(2 * S);
+    ck_assert_uint_eq(fake_kafka.n, 2);
+    report(1, KAFKA_IN_DOUBT);
+    pass(2 * S);
+    ck_assert_uint_eq(fake_kafka.n, 2);
+    pass(2 * S);
+    ck_assert_uint_eq(fake_kafka.n, 3); /* the barrier, where they are */
+    ck_assert_int_eq(fake_kafka.records[2].partition,
+                     fake_kafka.records[0].partition);
+    conf.settle_time = 0;
+}
+END_TEST
+
+/* Whatever was tried first may be found from there on only. */
+START_TEST(a_low_water_is_that_of_the_first_time) {
+    int64_t first;
+
+    fake_exchange(w, 0, "1", "one");
+    turn();
+    first = intent(0)->low_water;
+    fake_kafka.grown = 50;
+    report(0, KAFKA_IN_DOUBT);
+    pass(S);
+    ack(1); /* the barrier, at 1 */
+    ck_assert_int_eq(fake_kafka.read_from, first);
+    fake_kafka.read(fake_kafka.read_owner, fake_kafka.reading, KAFKA_READ_END,
+                    2, NULL, 0, "");
+    pass(S);
+    turn();
+    ck_record(2, "a#1 R(1) E(14,711) W(one)");
+    ck_assert_int_eq(intent(0)->low_water, first);
+    ack(2);
+    fake_exchange(w, 0, "2", "two");
+    turn();
+    ck_assert_int_eq(intent(0)->low_water, first + 50);
+}
+END_TEST
+
+START_TEST(another_owner_stops_a_settlement) {
+    open_blind(false, false);
+    fake_exchange(w, 0, "1", "one");
+    turn();
+    atomic_fetch_add(&w->header->owner_generation, 1);
+    doubt(0);
+    turn();
+    ck_assert_uint_eq(slot(0)->renames, 0);
+    ck_assert_uint_eq(intent(0)->flags, 0);
+    ck_assert_uint_eq(atomic_load(&intent(0)->number), 1);
+    ck_assert_uint_eq(w->header->sidecar.doubled, 0);
+    ck_assert_uint_eq(fake_kafka.n, 2); /* with the barrier */
+}
+END_TEST
+
+/* Without room for another name it ends as ever. */
 START_TEST(an_id_that_is_too_long_is_abandoned) {
     open_blind(false, false);
     fake_take_slot(w, 1, "b12345678901234567890123456789012345678901234567890");
@@ -1715,6 +1792,10 @@ int main(void) {
     tcase_add_loop_test(t, a_response_in_doubt_is_lost_to_its_end, 0, 4);
     tcase_add_test(t, a_request_in_doubt_that_is_dropped_is_filtered);
     tcase_add_test(t, a_request_in_doubt_that_was_refused_is_not_replayed);
+    tcase_add_test(t, only_who_is_in_doubt_waits);
+    tcase_add_test(t, settle_time_passes_before_the_topic_is_asked);
+    tcase_add_test(t, a_low_water_is_that_of_the_first_time);
+    tcase_add_test(t, another_owner_stops_a_settlement);
     tcase_add_test(t, an_id_that_is_given_up_in_doubt_says_no_more);
     tcase_add_test(t, an_id_that_is_too_long_is_abandoned);
     tcase_add_loop_test(

@@ -238,6 +238,17 @@ START_TEST(a_record_over_the_limit_is_rejected_after_produce_has_returned) {
 }
 END_TEST
 
+/* The topic was made again with fewer; a connection stays where it is. */
+START_TEST(a_record_for_a_partition_that_is_gone_is_rejected) {
+    run_until(ready_now);
+    make(1);
+    items[0].waiting = false;
+    ck_assert_int_eq(kafka_produce(k, 3, "k", 1, value, 1, &items[0]), 0);
+    run_until(all_final);
+    all_are(KAFKA_REJECTED);
+}
+END_TEST
+
 START_TEST(a_broker_that_comes_back_gets_all_records) {
     run_until(ready_now);
     rd_kafka_mock_broker_set_down(mock, 1);
@@ -400,6 +411,7 @@ int main(void) {
     tcase_add_test(t, lost_authorisation_is_waited_out);
     tcase_add_test(
         t, a_record_over_the_limit_is_rejected_after_produce_has_returned);
+    tcase_add_test(t, a_record_for_a_partition_that_is_gone_is_rejected);
     tcase_add_test(t, a_broker_that_comes_back_gets_all_records);
     tcase_add_test(t, a_socket_to_a_broker_discards_what_it_has_not_sent);
     tcase_add_test(t, a_place_that_the_log_does_not_have_cannot_be_read);

@@ -22,8 +22,10 @@ STEPS = re.findall(r"^    X\((\w+), ", open(
 ORPHANS = ("ORPHAN_RETURNS", "ORPHAN", "SPENT", "POOL_FILE", "POOL_FILED",
            "TOTALS", "FOLDED", "RETIRED")
 
-# others need a record that is refused for good
-UNREACHED = ("ABANDON_ENDING", "ABANDON_SLOT", "ABANDON_COUNTED", "TOTALS_NEW",
+# others need a record that is refused for good, or a topic that is not permitted
+# (t/unit/test_death.c)
+UNREACHED = ("REFUSE_ENDING", "REFUSE_SLOT", "REFUSE_COUNTED",
+             "ABANDON_ENDING", "ABANDON_SLOT", "ABANDON_COUNTED", "TOTALS_NEW",
              *ORPHANS)
 # and these a topic that cannot be read: test_unreadable.py
 RENAMES = tuple(s for s in STEPS if s.startswith("RENAME"))

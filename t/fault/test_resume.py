@@ -30,7 +30,7 @@ UNREACHED = ("REFUSE_ENDING", "REFUSE_SLOT", "REFUSE_COUNTED",
 # and these a topic that cannot be read: test_unreadable.py
 RENAMES = tuple(s for s in STEPS if s.startswith("RENAME"))
 UNREACHED += RENAMES
-# and this a spool: t/unit/test_death.c
+# and this a spool: t/path/test_spool.py
 UNREACHED += ("SPOOLED",)
 # and these a journal: t/path/test_disk.py
 UNREACHED += tuple(s for s in STEPS if s.startswith("JOURNAL"))

@@ -162,6 +162,7 @@ def ends(cluster, name):
     return {p: cluster.end_offset(name, p) for p in (0, 1)}
 
 
+@pytest.mark.long
 def test_a_partition_without_a_leader_keeps_no_other_waiting(scene, cluster):
     outage_of_one_partition(scene, cluster, 2)
 

@@ -88,7 +88,8 @@ def on_a_disk(scene, directory, broker, topic):
     return s, disk
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize("error", [
+    errno.ENOSPC, pytest.param(errno.EROFS, marks=pytest.mark.long)])
 def test_an_outage_with_a_disk_that_takes_nothing_is_counted_exactly(
         scene, shaky, shaky_topic, workdir, error):
     """And takes no memory for what it cannot keep; requests go on."""

@@ -107,7 +107,8 @@ def die_when_spooled(s, count):
     s.sidecar.start(wait=False)
 
 
-@pytest.mark.parametrize("count", [2, 40], ids=["first", "later"])
+@pytest.mark.parametrize("count", [
+    2, pytest.param(40, marks=pytest.mark.long)], ids=["first", "later"])
 def test_death_where_the_pool_says_what_the_spool_has(spooling, count):
     """When blocks go there, and when they leave it, or the pool is taken over."""
     s, broker = spooling()

@@ -12,7 +12,8 @@ import pytest
 from rig.client import Client
 from rig.nginx import BINARY, MODULE, check_config, render
 from rig.pages import Block, Page, Shell
-from rig.process import BUILD, SANITIZED, TOP, accepts, free_port
+from rig.process import (BUILD, SANITIZED, TOP, accepts, alive, children,
+                         free_port)
 from rig.status import capture_status, wait_until
 
 BUILT = "script/test begins with it"
@@ -128,6 +129,8 @@ def test_readme_in_an_nginx_that_is_there(workdir, source, broker, topic):
     write("nginx.conf", before.replace("{server}", f"server {{ {server} }}"))
     shell.run(Block("-", 1, "", f"nginx 2>{workdir}/out.log &\ncd {TOP}\n"))
     wait_until(lambda: accepts(port), 20, "NGINX's port")
+    with open(f"{workdir}/nginx.pid") as f:
+        old = children(int(f.read()))
 
     build, install = page.take("script/bootstrap && make\n").text.splitlines()
     assert build == "script/bootstrap && make"        # what script/test does, too
@@ -147,7 +150,9 @@ def test_readme_in_an_nginx_that_is_there(workdir, source, broker, topic):
     shell.unused.discard("logging-traffic-topic")
 
     block = page.take("capture-sidecar --check")
-    shell.run(block)          # the answer may still be an old worker's
+    shell.run(block)
+    # until then they may take a connection, and not capture it
+    wait_until(lambda: not alive(old), 20, "the old workers' end")
     wait_until(lambda: all(w["linked"] for w in capture_status(port)["workers"]),
                20, "the links")
     with Client(port) as c:

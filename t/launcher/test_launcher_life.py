@@ -19,7 +19,7 @@ from path.session import (Session, assert_captured, marked, settled,
 from refconsumer.verify import verify_topic
 from rig.client import build_request
 from rig.launcher import install_for_others
-from rig.process import SANITIZED, accepts, free_port
+from rig.process import SANITIZED, accepts, alive, free_port
 from rig.source import Response, Source, pattern
 from rig.status import wait_until
 
@@ -47,11 +47,6 @@ def capturing(launcher, source, broker, topic):
         l.wait_linked()
         return l
     return make
-
-
-def alive(pids):
-    return [p for p in pids if os.path.exists(f"/proc/{p}")
-            and "\nState:\tZ" not in open(f"/proc/{p}/status").read()]
 
 
 # ---- starting ----

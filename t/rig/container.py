@@ -5,7 +5,7 @@ import os
 import signal
 
 from . import launcher
-from .process import Process
+from .process import Process, children
 from .status import wait_until
 
 OWN_SPACES = ["unshare", "--mount", "--pid", "--fork", "--kill-child",
@@ -13,7 +13,7 @@ OWN_SPACES = ["unshare", "--mount", "--pid", "--fork", "--kill-child",
 
 
 def descendants(pid):
-    found = [p for c in launcher._children(pid) for p in descendants(c)]
+    found = [p for c in children(pid) for p in descendants(c)]
     return [pid, *found]
 
 

@@ -12,7 +12,7 @@ import tempfile
 from . import nginx as rig_nginx
 from . import status
 from .client import Client
-from .process import (BUILD, Process, accepts, free_port, sanitizer_env,
+from .process import (BUILD, Process, accepts, children, free_port, sanitizer_env,
                       sanitizer_reports)
 from .status import wait_until
 
@@ -96,12 +96,12 @@ class Launcher:
 
     def _child(self, name):
         return wait_until(
-            lambda: next((p for p in _children(self.pid)
+            lambda: next((p for p in children(self.pid)
                           if _name(p).startswith(name[:15])), None),
             15, f"the process {name}", self.process.dead)
 
     def _family(self, pid):
-        return [pid] + [p for c in _children(pid) for p in self._family(c)]
+        return [pid] + [p for c in children(pid) for p in self._family(c)]
 
     # use
 
@@ -171,18 +171,6 @@ class _Unread(Process):
             self.child = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=err,
                 cwd=cwd, env=env)
-
-
-def _children(pid):
-    """Of all its threads: any of them may have forked."""
-    try:
-        found = []
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children") as f:
-                found += [int(p) for p in f.read().split()]
-        return found
-    except (FileNotFoundError, ProcessLookupError):
-        return []
 
 
 def _name(pid):

@@ -7,7 +7,7 @@ import signal
 import subprocess
 
 from .process import (BUILD, SANITIZED, TOP, Adopted, Process, accepts, adopting,
-                      free_port, sanitizer_env, sanitizer_reports)
+                      children, free_port, sanitizer_env, sanitizer_reports)
 from .status import wait_until
 
 BINARY = (os.path.join(TOP, "build", "nginx-asan", "objs", "nginx")
@@ -161,7 +161,7 @@ class Nginx:
 
     def workers(self):
         """The pids of the master's children."""
-        return _children(self.pid)
+        return children(self.pid)
 
     def stop(self, graceful=False, timeout=30):
         """Its return code. graceful: requests in flight are served first."""
@@ -214,7 +214,7 @@ class Nginx:
 
         def successor():
             pid = int(self._read("nginx.pid"))
-            return pid != old and _children(pid) and pid
+            return pid != old and children(pid) and pid
         new = wait_until(successor, timeout, "the new master")
         self.process = Adopted(new, "nginx", self.process.log)
 
@@ -230,11 +230,6 @@ class Nginx:
             return ""
         with open(self._path(name), errors="replace") as f:
             return f.read()
-
-
-def _children(pid):
-    with open(f"/proc/{pid}/task/{pid}/children") as f:
-        return [int(child) for child in f.read().split()]
 
 
 def check_config(directory, conf):

@@ -49,6 +49,30 @@ def accepts(port, host="127.0.0.1"):
         return s.connect_ex((host, port)) == 0
 
 
+def children(pid):
+    """Of all its threads: any of them may have forked."""
+    try:
+        found = []
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as f:
+                found += [int(p) for p in f.read().split()]
+        return found
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def alive(pids):
+    """Those that have not ended."""
+    found = []
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/status") as f:
+                found += [] if "\nState:\tZ" in f.read() else [pid]
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return found
+
+
 def sanitizer_env(directory, leaks=False):
     """Environment in which ASan and UBSan write their reports as files into
     `directory`, and go on after an UBSan report so that one test shows all.

@@ -3,9 +3,11 @@ with one of its outputs."""
 
 import json
 import os
+import struct
 import subprocess
 
 from rig.process import BUILD, TOP, Process
+from rig.shim import Shim
 from rig.status import wait_until
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -85,6 +87,27 @@ class Broker:
             self.child.kill()
 
 
+class Syncs:
+    """How long each fdatasync() of a sidecar took (syncs.c)."""
+
+    KEPT = 65536
+
+    def __init__(self, directory):
+        shim = Shim(directory, "syncs", 8 + 4 * self.KEPT, sources="bench")
+        self.env, self._memory = shim.env, shim.memory
+
+    def count(self):
+        return struct.unpack_from("=Q", self._memory)[0]
+
+    def since(self, count):
+        """In us, those since there were `count`."""
+        now = self.count()
+        if now - count > self.KEPT:
+            raise RuntimeError(f"{now - count} syncs, {self.KEPT} are kept")
+        return [struct.unpack_from("=I", self._memory, 8 + 4 * (n % self.KEPT))[0]
+                / 1000 for n in range(count, now)]
+
+
 class Sidecar:
     """capture-sidecar, in a directory of its own. kafka: "mock" (librdkafka's
     mock cluster, which lives in the sidecar and costs it time), "start" (a
@@ -116,9 +139,11 @@ class Sidecar:
                 f.write(f"durability = disk\nspool.path = {directory}/spool\n")
         self.argv = placement.prefix("sidecar") + [program, "-c", conf]
         self.process = None
+        self.syncs = Syncs(directory) if disk else None
 
     def start(self):
-        self.process = Process(self.argv, self.log)
+        self.process = Process(self.argv, self.log,
+                               env=self.syncs and self.syncs.env)
         # the topic is, not just the socket
         self.process.wait_for_log(f"topic {TOPIC} is ready", 30)
 

@@ -3,7 +3,7 @@
 
 # beside BUILD_PACKAGES, what the tests themselves call
 CHROOT_PACKAGES=(librdkafka-dev check python3-venv default-jdk-headless openssl
-                 procps curl iproute2)
+                 procps curl iproute2 haproxy)
 
 # provide_chroot SUITE: sets root to the directory of a chroot in which the tests
 # can be built and run.

@@ -1,5 +1,5 @@
-"""A library of a test's own under a process, steered by a few bytes of memory that
-both share (clock.c, disk.c, names.c)."""
+"""A library of a test's own under a process, and a few bytes of memory that both
+share (clock.c, disk.c, names.c; bench/syncs.c)."""
 
 import mmap
 import os
@@ -18,14 +18,15 @@ def _preload(library):
 
 
 class Shim:
-    """t/rig/NAME.c, compiled into `directory`: .env is for the process, .memory
-    are `size` bytes, 0 at first, of the file that CAPTURE_NAME names there."""
+    """NAME.c of t/rig (or `sources`), compiled into `directory`: .env is for the
+    process, .memory are `size` bytes, 0 at first, of the file that CAPTURE_NAME
+    names there."""
 
-    def __init__(self, directory, name, size):
+    def __init__(self, directory, name, size, sources="t/rig"):
         library = os.path.join(directory, f"{name}.so")
         subprocess.run(
             ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o",
-             library, os.path.join(TOP, "t", "rig", f"{name}.c")], check=True)
+             library, os.path.join(TOP, sources, f"{name}.c")], check=True)
         file = os.path.join(directory, name)
         with open(file, "wb") as f:
             f.write(bytes(size))

@@ -18,8 +18,12 @@
 #include "sidecar/step.h"
 
 #define JOURNAL_VERSION 1
-#define PAGE 4096
-#define LOG_PAGES 1024 /* of the log, until it begins again: 4 MiB */
+/* Three rows of small requests, and more, are one page of `frames`: with 4 KiB its
+   tree is split and merged all the time, and a commit is 5 to 7 pages, not 2. */
+#define PAGE_SIZE 8192
+#define TEXT(number) TEXT_OF(number)
+#define TEXT_OF(token) #token
+#define LOG_PAGES 512 /* of the log, until it begins again: 4 MiB */
 
 enum statement {
     BEGIN,
@@ -56,6 +60,7 @@ static const char *const sql[STATEMENTS] = {
 
 struct journal_db {
     sqlite3 *db;
+    int log_pages;
     sqlite3_stmt *statements[STATEMENTS];
 };
 
@@ -107,7 +112,7 @@ static int make_tables(journal_db *d, const char *boot) {
              "INSERT INTO frames VALUES (0, zeroblob(%d), 0);"
              "DELETE FROM frames;"
              "COMMIT",
-             JOURNAL_VERSION, CAP_WIRE_VERSION, boot, LOG_PAGES * PAGE);
+             JOURNAL_VERSION, CAP_WIRE_VERSION, boot, LOG_PAGES * PAGE_SIZE);
     return run(d, text);
 }
 
@@ -131,24 +136,34 @@ static int make_file(const char *path) {
     return 0;
 }
 
+/* After each commit: how long the log is. */
+static int note_log(void *owner, sqlite3 *db, const char *name, int pages) {
+    (void)db;
+    (void)name;
+    ((journal_db *)owner)->log_pages = pages;
+    return SQLITE_OK;
+}
+
 /* SQLITE_OK; SQLITE_CORRUPT: to be set aside; or another error. */
 static int open_file(journal_db *d, const char *path, const char *boot) {
-    static const char settings[] =
-        "PRAGMA page_size = 4096;"
-        "PRAGMA locking_mode = EXCLUSIVE;"
-        "PRAGMA journal_mode = WAL;"
-        "PRAGMA synchronous = FULL;"
-        "PRAGMA wal_autocheckpoint = 0;"
-        "PRAGMA temp_store = MEMORY;"
-        "BEGIN IMMEDIATE; COMMIT"; /* takes the lock */
+    static const char settings[] = "PRAGMA page_size = " TEXT(
+        PAGE_SIZE) ";"
+                   "PRAGMA locking_mode = EXCLUSIVE;"
+                   "PRAGMA journal_mode = WAL;"
+                   "PRAGMA synchronous = FULL;"
+                   "PRAGMA wal_autocheckpoint = 0;"
+                   "PRAGMA temp_store = MEMORY;"
+                   "BEGIN IMMEDIATE; COMMIT"; /* takes the lock */
     char text[64];
     int rc;
 
+    d->log_pages = 0;
     rc = sqlite3_open_v2(path, &d->db,
                          SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL);
     if (rc == SQLITE_OK) {
         (void)sqlite3_extended_result_codes(d->db, 1);
         rc = run(d, settings);
+        (void)sqlite3_wal_hook(d->db, note_log, d);
     }
     if (rc != SQLITE_OK) {
         return (rc & 0xff) == SQLITE_NOTADB ? SQLITE_CORRUPT : rc & 0xff;
@@ -492,10 +507,15 @@ int journal_db_commit(journal_db *d, const struct journal_ops *ops, char *why) {
     return -1;
 }
 
+bool journal_db_is_untidy(const journal_db *d) {
+    return d->log_pages >= LOG_PAGES;
+}
+
 /* The log begins again at its start when all of it is in the database. */
 void journal_db_tidy(journal_db *d) {
     int pages = 0, done = 0;
 
+    d->log_pages = 0; /* one that failed is not tried again at every commit */
     (void)sqlite3_wal_checkpoint_v2(d->db, NULL, SQLITE_CHECKPOINT_PASSIVE,
                                     &pages, &done);
     step(STEP_JOURNAL_TIDIED);

@@ -97,7 +97,9 @@ void journal_db_close(journal_db *db);
 /* All of it in one commit that is on the disk afterwards; 0, or -1 with why. */
 int journal_db_commit(journal_db *db, const struct journal_ops *ops, char *why);
 
-/* After a commit, when there is time: what is in the log goes to its place. */
+/* After a commit: the log has its full size.  When there is time: what is in it
+   goes to its place. */
+bool journal_db_is_untidy(const journal_db *db);
 void journal_db_tidy(journal_db *db);
 
 /*

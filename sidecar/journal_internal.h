@@ -111,7 +111,6 @@ struct journal {
 
     /* the helper's alone */
     journal_db *db;
-    uint64_t written;
 };
 
 /* ---- journal_thread.c ---- */

@@ -9,8 +9,6 @@
 
 #include "sidecar/step.h"
 
-#define TIDY_BYTES (4u << 20) /* written, until the log is emptied */
-
 static int64_t now_ns(void) {
     struct timespec ts;
 
@@ -51,7 +49,6 @@ static void work(journal *j, journal_group *g) {
         return;
     }
     g->took_ns = now_ns() - begun;
-    j->written += g->bytes + 8192;
     if (g->job == JOURNAL_JOB_RECOVER) {
         rc = journal_db_recover(j->db, g->node_id, &g->found, g->why);
     }
@@ -89,8 +86,7 @@ static void *helper(void *owner) {
         if (write(j->ready.fd, &one, sizeof(one)) == -1) {
             abort(); /* an eventfd's counter is not full after 2 */
         }
-        if (j->db != NULL && j->written > TIDY_BYTES) {
-            j->written = 0;
+        if (j->db != NULL && journal_db_is_untidy(j->db)) {
             journal_db_tidy(j->db); /* who waited has been told */
         }
         pthread_mutex_lock(&j->lock);

@@ -71,7 +71,8 @@ def test_what_records_add(stack, source, topic, connections, each, wait):
     size = sum(len(r.key) + len(r.value) for r in records)
     wanted = (exchanges * figure("exchange") + len(records) * figure("record, ")
               + connections * figure("connectionId"))
-    assert 0.9 < (size - raw) / wanted < 1.1, (size - raw, wanted, len(records))
+    # an exchange whose bytes are all in one record has a few less
+    assert 0.8 < (size - raw) / wanted < 1.1, (size - raw, wanted, len(records))
     if wait == "mutating":
         rows = {1: "that waits, on a connection", 60: "that waits \\("}
         assert len(records) / exchanges == pytest.approx(figure(rows[each]), abs=0.1)

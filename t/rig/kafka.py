@@ -1,15 +1,21 @@
 """A real Apache Kafka broker in KRaft mode."""
 
+import fcntl
 import glob
 import os
 import signal
 import subprocess
+import tempfile
 
 from .process import TOP, Process, accepts, free_port
 from .status import wait_until
 from .topics import Topics
 
 JAVA = ["java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+
+# of the classes that a broker loads, made once by the first: a JVM with it starts
+# with half the CPU time. One that does not fit any more is ignored by the JVM.
+ARCHIVE = os.path.join(TOP, "build", "kafka.jsa")
 
 LOG4J = """\
 appender.console.type = Console
@@ -38,11 +44,12 @@ class KafkaBroker(Topics):
     fault        a TcpFault (rig/tcp_fault.py): adds a listener that clients
                  reach, and are told of, through it alone (`fault.bootstrap`)
     node, quorum its number, and {number: controller's port} of all: see cluster.py
+    jvm          options of its JVM; by default those that use ARCHIVE
     """
 
     def __init__(self, directory, auto_create=False, users=None,
                  properties=None, listeners=None, scram=None, classpath=None,
-                 defines=None, fault=None, node=1, quorum=None):
+                 defines=None, fault=None, node=1, quorum=None, jvm=None):
         self.directory = str(directory)
         self.node = node
         self.quorum = quorum or {node: free_port()}
@@ -61,7 +68,7 @@ class KafkaBroker(Topics):
         self.config = self._write(
             "server.properties",
             self._properties(auto_create, users or {}, properties or {}))
-        self.java = JAVA + [
+        self.java = JAVA + (_with_archive() if jvm is None else jvm) + [
             "-cp", os.path.dirname(jars) + "/*"
             + (f":{classpath}" if classpath else ""),
             "-Dlog4j2.configurationFile=" + self._path("log4j2.properties"),
@@ -189,6 +196,24 @@ class KafkaBroker(Topics):
                     for word in ("--add-scram",
                                  f"{mechanism}=[name={user},password={password}]")],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
+
+
+def _with_archive():
+    with open(ARCHIVE + ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(ARCHIVE):
+            _make_archive()
+    return [f"-XX:SharedArchiveFile={ARCHIVE}", "-Xshare:auto"]
+
+
+def _make_archive():
+    with tempfile.TemporaryDirectory(prefix="kafka-", dir=os.path.dirname(ARCHIVE)) as d:
+        broker = KafkaBroker(d, jvm=[])
+        made = os.path.join(d, "made")
+        broker.java.insert(1, f"-XX:ArchiveClassesAtExit={made}")
+        broker.start()
+        broker.stop()
+        os.rename(made, ARCHIVE)
 
 
 def _listeners(ports):

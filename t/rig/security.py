@@ -47,7 +47,8 @@ class Authority:
         self.crt = self._path("ca.crt")
         self._key("ca")
         openssl("req", "-x509", "-new", "-key", self._path("ca.key"), "-days",
-                "30", "-subj", "/CN=test authority", "-out", self.crt)
+                "30", "-subj", "/CN=test authority", "-addext",
+                "keyUsage=critical,keyCertSign", "-out", self.crt)
 
     def _path(self, name):
         return os.path.join(self.directory, name)
@@ -62,7 +63,8 @@ class Authority:
         crt, key = self._path(f"{name}.crt"), self._path(f"{name}.key")
         request = openssl("req", "-new", "-key", key, "-subj", f"/CN={name}")
         with open(self._path(f"{name}.ext"), "w") as f:
-            f.write(f"subjectAltName={alternatives}\n")
+            f.write(f"subjectAltName={alternatives}\n"
+                    "authorityKeyIdentifier=keyid\n")
         openssl("x509", "-req", "-CA", self.crt, "-CAkey", self._path("ca.key"),
                 "-CAcreateserial", "-days", str(days), "-extfile",
                 self._path(f"{name}.ext"), "-out", crt, stdin=request)

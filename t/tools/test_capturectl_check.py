@@ -54,13 +54,15 @@ def everything(s):
 
 
 class open_post:
-    """A POST of which the last byte has not been sent."""
+    """A POST of which the last byte has not been sent, on a connection that a worker
+    has had an answer on: so it is that worker's."""
 
     def __init__(self, stack, uri="/_bulk"):
         self.stack, self.uri = stack, uri
 
     def __enter__(self):
         self.client = self.stack.client()
+        assert self.client.request("GET", "/capture_status").status == 200
         self.client.send(f"POST {self.uri} HTTP/1.1\r\n{HOST}Content-Length: 6\r\n\r\nhalf.".encode())
         return self
 

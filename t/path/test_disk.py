@@ -137,6 +137,31 @@ def test_the_source_sees_the_end_only_after_the_sync(on_disk, workdir, source):
     assert_captured(without_barriers(s.drain()), [c, plain])
 
 
+@pytest.mark.parametrize("location", ["", "proxy_request_buffering off;"])
+def test_over_http_2_and_unbuffered_too(on_disk, workdir, source, location):
+    """The end, not the head: an unbuffered body is on its way while it waits."""
+    disk, port = Disk(workdir), free_port()
+    seen = []
+    source.answer = lambda r: seen.append(time.monotonic()) or Response()
+    s = on_disk(start_sidecar=False, location=location,
+                server=f"listen 127.0.0.1:{port} http2;")
+    s.sidecar.env = disk.env
+    s.sidecar.start()
+    s.wait_linked()
+    with Session(s) as c, Client2(port) as c2:
+        c.request("POST", "/first", body=b"x")
+        disk.slow(0.4)
+        for ask in (c.request, c2.request):
+            for size in (1, 20_000, 200_000):
+                begun = time.monotonic()
+                assert ask("POST", f"/{size}", body=pattern(size, size)).status == 200
+                assert seen[-1] - begun > 0.39
+        disk.slow(0)
+        s.wait_for_status(settled(7), 30)
+    row = waits(s)
+    assert row["held"] == row["acked"] == 7, row
+
+
 def test_a_disk_of_seconds_does_not_hold_up_what_does_not_wait(
         on_disk, workdir):
     disk = Disk(workdir)

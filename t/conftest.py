@@ -3,7 +3,6 @@
 import itertools
 import os
 import shutil
-import subprocess
 import tempfile
 
 import pytest
@@ -12,7 +11,7 @@ from rig import nginx as rig_nginx
 from rig.cluster import KafkaCluster
 from rig.kafka import KafkaBroker
 from rig.probe import Probe
-from rig.security import SecureBroker
+from rig.security import SecureBroker, self_signed
 from rig.launcher import Launcher
 from rig.stack import Stack
 from rig.source import Source
@@ -162,14 +161,8 @@ def new_topic(broker):
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory):
     """(certificate, key): files of a self-signed one for source.test."""
-    at = tmp_path_factory.mktemp("tls")
-    crt, key = str(at / "crt.pem"), str(at / "key.pem")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt",
-         "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30", "-subj",
-         "/CN=source.test", "-addext", "subjectAltName=DNS:source.test",
-         "-keyout", key, "-out", crt], check=True, capture_output=True)
-    return crt, key
+    return self_signed(str(tmp_path_factory.mktemp("tls")), "source.test",
+                       "DNS:source.test")
 
 
 @pytest.fixture

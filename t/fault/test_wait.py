@@ -96,7 +96,7 @@ def test_while_kafka_is_silent_what_waits_waits_and_the_rest_does_not(
                     if stamps[0][0] < let_go}
         asked = [a for a in list(load.asked)
                  if a.method in MUTATING and held < a.sent_ns < let_go]
-        assert len(asked) > 20
+        assert len(asked) > 5
         early = [a.id for a in asked if a.id in executed]
         shaky.fault.heal()
         load.more(300)

@@ -12,6 +12,7 @@ import pytest
 from path.session import Session, assert_captured, marked, settled
 from rig.client import build_request
 from rig.process import accepts, free_port
+from rig.security import self_signed
 from rig.source import Response, Source, pattern
 from rig.status import wait_until
 
@@ -328,8 +329,7 @@ def test_trace_and_connect_are_refused(proxy, source):
 def test_the_sources_certificate_is_verified_unless_told_otherwise(
         launcher, workdir, certificate):
     """Its name is asked for (SNI), and must be in it."""
-    make_certificate(workdir, "local", "DNS:localhost")
-    crt, key = f"{workdir}/local.crt", f"{workdir}/local.key"
+    crt, key = self_signed(workdir, "local", "DNS:localhost")
     source = Source(tls=(crt, key))
     source.start()
     uri = ["--destinationUri", f"https://localhost:{source.port}", "--noCapture"]
@@ -348,20 +348,10 @@ def test_the_sources_certificate_is_verified_unless_told_otherwise(
     assert set(source.names) == {"localhost"}
 
 
-def make_certificate(directory, name, alternative, days="30"):
-    import subprocess
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt",
-         "ec_paramgen_curve:prime256v1", "-nodes", "-days", days, "-subj",
-         f"/CN={name}", "-addext", f"subjectAltName={alternative}", "-keyout",
-         f"{directory}/{name}.key", "-out", f"{directory}/{name}.crt"],
-        check=True, capture_output=True)
-
-
 @pytest.mark.parametrize("by", ["file", "variable"])
 def test_client_certificates_are_required(proxy, workdir, certificate, by):
     import ssl
-    make_certificate(workdir, "someone", "DNS:someone")
+    self_signed(workdir, "someone", "DNS:someone")
     with open(f"{workdir}/someone.crt") as f:
         pem = f.read()
     how, env = ((["--sslTrustCertFile", f"{workdir}/someone.crt"], {})

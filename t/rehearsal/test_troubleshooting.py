@@ -9,6 +9,7 @@ import pytest
 from path.session import Session, assert_captured, settled
 from rig.pages import Page
 from rig.process import free_port
+from rig.security import self_signed
 from rig.source import Response, Source
 
 from rehearsal import page
@@ -65,11 +66,11 @@ class Kit:
 
 
 @pytest.fixture
-def kit(authority, broker, topic, node, proxy, launcher, hosted, pair, certificate,
+def kit(authority, broker, topic, node, proxy, launcher, hosted, pair, workdir,
         haproxy, pem, source):
     return Kit(authority=authority, broker=broker, topic=topic, node=node,
                proxy=proxy, launcher=launcher, hosted=hosted, pair=pair,
-               certificate=certificate, haproxy=haproxy, pem=pem, source=source)
+               workdir=workdir, haproxy=haproxy, pem=pem, source=source)
 
 
 def without_kafka(kit, *args, tls=None):
@@ -91,7 +92,7 @@ def unknown_resource(kit):
 def not_trusted(kit):
     return kit.env(without_kafka(
         kit, "--destinationUri", f"http://127.0.0.1:{kit.source.port}",
-        tls=kit.certificate))
+        tls=self_signed(kit.workdir, "source.test", "DNS:localhost")))
 
 
 @scene("The certificate is for another name")

@@ -39,6 +39,15 @@ def openssl(*arguments, stdin=None):
                           capture_output=True).stdout
 
 
+def self_signed(directory, name, alternatives, days=30):
+    """(certificate, key): files; `alternatives` as in subjectAltName."""
+    crt, key = (os.path.join(directory, f"{name}.{kind}") for kind in ("crt", "key"))
+    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+            "-nodes", "-days", str(days), "-subj", f"/CN={name}", "-addext",
+            f"subjectAltName={alternatives}", "-keyout", key, "-out", crt)
+    return crt, key
+
+
 class Authority:
     """A certificate authority; key and certificate of each name are PEM files."""
 

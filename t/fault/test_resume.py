@@ -219,4 +219,4 @@ def test_workers_come_and_go_while_there_is_no_sidecar(scene, how):
     if how == "kill":
         allowed += ["client_errors", "at_kill", "unexecuted"]
     verdict.assert_clean(*allowed)
-    assert verdict.whole > 200
+    assert verdict.whole > 100      # most of those since it is there again

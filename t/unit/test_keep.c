@@ -595,6 +595,11 @@ static void no_memory(bool is) {
     now = before;
     now.rlim_cur = pages * (rlim_t)sysconf(_SC_PAGESIZE) + (1 << 20);
     (void)setrlimit(RLIMIT_AS, &now);
+    /* qemu-user promises a limit and sets none */
+    if (mmap(NULL, 4 << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) !=
+        MAP_FAILED) {
+        _exit(10);
+    }
 }
 
 /* In a process of its own, whose third descriptor is the kept pool. */

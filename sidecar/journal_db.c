@@ -61,6 +61,7 @@ static const char *const sql[STATEMENTS] = {
 struct journal_db {
     sqlite3 *db;
     int log_pages;
+    int untidy_pages; /* so many are too many */
     sqlite3_stmt *statements[STATEMENTS];
 };
 
@@ -158,6 +159,7 @@ static int open_file(journal_db *d, const char *path, const char *boot) {
     int rc;
 
     d->log_pages = 0;
+    d->untidy_pages = LOG_PAGES;
     rc = sqlite3_open_v2(path, &d->db,
                          SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL);
     if (rc == SQLITE_OK) {
@@ -508,16 +510,19 @@ int journal_db_commit(journal_db *d, const struct journal_ops *ops, char *why) {
 }
 
 bool journal_db_is_untidy(const journal_db *d) {
-    return d->log_pages >= LOG_PAGES;
+    return d->log_pages >= d->untidy_pages;
 }
 
 /* The log begins again at its start when all of it is in the database. */
 void journal_db_tidy(journal_db *d) {
     int pages = 0, done = 0;
+    int rc = sqlite3_wal_checkpoint_v2(d->db, NULL, SQLITE_CHECKPOINT_PASSIVE,
+                                       &pages, &done);
 
-    d->log_pages = 0; /* one that failed is not tried again at every commit */
-    (void)sqlite3_wal_checkpoint_v2(d->db, NULL, SQLITE_CHECKPOINT_PASSIVE,
-                                    &pages, &done);
+    /* one that failed is not tried again at every commit */
+    d->untidy_pages =
+        LOG_PAGES + (rc == SQLITE_OK && done == pages ? 0 : d->log_pages);
+    d->log_pages = 0;
     step(STEP_JOURNAL_TIDIED);
 }
 

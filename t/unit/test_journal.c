@@ -549,6 +549,56 @@ START_TEST(who_a_connection_is_and_where_it_goes_is_read_once) {
 }
 END_TEST
 
+static off_t log_size(const char *journal_dir) {
+    char path[80];
+    struct stat st;
+
+    snprintf(path, sizeof(path), "%s/journal.db-wal", journal_dir);
+    ck_assert_int_eq(stat(path, &st), 0);
+    return st.st_size;
+}
+
+/* A commit of a request, with another two that Kafka has not acknowledged yet: the
+   rows of conns and of frames, each in one page; and it makes no file grow. */
+START_TEST(a_commit_is_two_pages_and_the_log_keeps_its_size) {
+    enum { COMMITS = 1000, LOG_PAGES = 512 };
+    char journal_dir[48], words[JOURNAL_WHY_SIZE];
+    static uint8_t request[1400];
+    struct journal_ops ops = TAILQ_HEAD_INITIALIZER(ops);
+    journal_op op = {.kind = JOURNAL_KEEP, .key = 1, .node_id = "n"};
+    journal_node *nodes;
+    size_t nnodes;
+    uint64_t key;
+    bool damaged;
+    unsigned tidied = 0;
+    off_t size;
+    journal_db *d;
+
+    snprintf(journal_dir, sizeof(journal_dir), "%s/db", dir);
+    d = journal_db_open(journal_dir, &nodes, &nnodes, &key, &damaged, words);
+    ck_assert_ptr_nonnull(d);
+    size = log_size(journal_dir);
+    TAILQ_INSERT_TAIL(&ops, &op, all);
+    op.frames = request;
+    op.len = sizeof(request);
+    for (uint32_t i = 0; i < COMMITS; i++) {
+        op.chunk = i;
+        op.done_from = i > 3 ? i - 3 : 0;
+        op.done_end = i > 2 ? i - 2 : 0;
+        ck_assert_int_eq(journal_db_commit(d, &ops, words), 0);
+        if (journal_db_is_untidy(d)) {
+            journal_db_tidy(d);
+            tidied++;
+        }
+    }
+    ck_assert_int_eq(log_size(journal_dir), size);
+    ck_assert_uint_ge(tidied, 2 * COMMITS / LOG_PAGES);
+    ck_assert_uint_le(tidied, 5 * COMMITS / 2 / LOG_PAGES);
+    journal_db_close(d);
+    free(nodes);
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("journal");
     TCase *t = tcase_create("journal");
@@ -572,6 +622,7 @@ int main(void) {
 #endif
     tcase_add_test(t, what_was_lost_with_the_host_stays_so);
     tcase_add_test(t, who_a_connection_is_and_where_it_goes_is_read_once);
+    tcase_add_test(t, a_commit_is_two_pages_and_the_log_keeps_its_size);
     suite_add_tcase(s, t);
     srunner_run_all(r, CK_NORMAL);
     failed = srunner_ntests_failed(r);

@@ -129,7 +129,7 @@ void destinations_free(destinations *ds) {
         return;
     }
     metrics_register_destinations(NULL, NULL);
-    kafka_readers_wait(READERS_NS);
+    (void)kafka_readers_wait(READERS_NS); /* main looks again */
     for (size_t i = 0; i < ds->n; i++) {
         settle_free(ds->at[i].settle);
     }

@@ -577,6 +577,12 @@ static void end_producer(kafka *k) {
     retire(k);
 }
 
+static bool hangs;
+
+bool kafka_hangs(void) {
+    return hangs;
+}
+
 static void free_one(kafka *k, const struct timespec *until) {
     loop_timer_cancel(k->l, &k->timer);
     loop_timer_cancel(k->l, &k->rejected_timer);
@@ -585,6 +591,7 @@ static void free_one(kafka *k, const struct timespec *until) {
     /* a thread that hangs in a name look-up does not keep the process, and it
        needs nothing of ours */
     join_retired(k, until);
+    hangs |= k->retired != NULL;
     kafka_topic_free(k);
     kafka_pace_free(k);
     free(k);

@@ -116,8 +116,9 @@ void kafka_reader_stop(kafka_reader *r, int32_t partition);
 /* Does not wait for librdkafka: a helper thread does. */
 void kafka_reader_free(kafka_reader *r);
 /* At the process's end: until these threads are done, or for so long (whole
-   seconds). */
-void kafka_readers_wait(int64_t within_ns);
+   seconds).  False: some are not.  What they use, their configuration too, must
+   stay then, and exit()'s own cleaning is too early for them: _exit(). */
+bool kafka_readers_wait(int64_t within_ns);
 
 /* Bytes in librdkafka's queue, for metrics. */
 size_t kafka_queued(const kafka *k);
@@ -135,6 +136,10 @@ void kafka_free(kafka *k, int64_t within_ns);
 
 /* The same of many, side by side: it takes as long as the slowest alone. */
 void kafkas_free(kafka *const *ks, size_t n, int64_t within_ns);
+
+/* A thread of a producer that was freed has not ended, and may not for a while: the
+   process must end by _exit(), since exit() cleans up what that thread uses. */
+bool kafka_hangs(void);
 
 /* murmur2 as Kafka's Java client computes it (for tests). */
 uint32_t kafka_murmur2(const void *key, size_t len);

@@ -159,7 +159,7 @@ static void destroy_aside(rd_kafka_t *rk) {
     pthread_mutex_unlock(&going_lock);
 }
 
-void kafka_readers_wait(int64_t within_ns) {
+bool kafka_readers_wait(int64_t within_ns) {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec += within_ns / KAFKA_S;
@@ -167,7 +167,9 @@ void kafka_readers_wait(int64_t within_ns) {
     while (going > 0 &&
            pthread_cond_timedwait(&gone, &going_lock, &until) == 0) {
     }
+    bool all = going == 0;
     pthread_mutex_unlock(&going_lock);
+    return all;
 }
 
 void kafka_reader_free(kafka_reader *r) {

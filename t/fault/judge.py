@@ -77,7 +77,7 @@ def judge(records, loads, executions, counts=None, kills=()):
     there = _exchanges(verdict, result, asked)
     _absent(verdict, asked, there, executions, kills)
     _order(verdict, result, asked)
-    _clients(verdict, asked, executions)
+    _clients(verdict, asked, executions, kills)
     verdict.reexecuted += [id for id, stamps in executions.items()
                            if len(stamps) > 1]
     if counts is not None:
@@ -178,10 +178,14 @@ def _order(verdict, result, asked):
                 f"{client}: connectionIds overlap: {list_}")
 
 
-def _clients(verdict, asked, executions):
+def _clients(verdict, asked, executions, kills):
     for id, a in asked.items():
         if a.end == UNSERVED and id not in executions:
-            verdict.unserved += 1
+            # a worker that was killed may have read it
+            if near(a, kills):
+                verdict.vague += 1
+            else:
+                verdict.unserved += 1
         elif a.end != ANSWERED:
             verdict.client_errors.append(f"{id} {a.end} after {a.took:.3f} s"
                                          if a.end else f"{id} without an end")

@@ -284,6 +284,8 @@ int main(int argc, char **argv) {
     kafka_free(p.k, p.within_ns);
     printf("freed open=%" PRIu64 " wall_us=%" PRId64 "\n", p.open,
            wall_us() - began);
+    if (!kafka_readers_wait(60 * (int64_t)1000000000))
+        return 1;
     while (p.waiting != NULL) {
         record *r = p.waiting;
         p.waiting = r->next;

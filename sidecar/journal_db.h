@@ -11,8 +11,8 @@
  *                                 before, until it is recovered or dropped;
  *                                 `made:NODEID` for each that was made anew in
  *                                 this boot, until that is over
- *   DIR/journal.db-wal    SQLite's log: keeps its size, so that a commit does
- *                         not wait for the file system's own journal
+ *   DIR/journal.db-wal    SQLite's log: keeps its size while it is open, so that
+ *                         a commit does not wait for the file system's journal
  *
  * Rows have a checksum.  Used by the journal's helper thread alone; every call
  * here may wait for the disk.

@@ -589,7 +589,7 @@ static void free_one(kafka *k, const struct timespec *until) {
     loop_remove(k->l, &k->io);
     close(k->io.fd);
     /* a thread that hangs in a name look-up does not keep the process, and it
-       needs nothing of ours */
+       needs nothing of ours but the configuration (kafka_hangs) */
     join_retired(k, until);
     hangs |= k->retired != NULL;
     kafka_topic_free(k);

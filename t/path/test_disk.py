@@ -45,6 +45,18 @@ def on_disk(stack, workdir, hanging):
     return make
 
 
+@pytest.fixture
+def on_slow_disk(on_disk, workdir):
+    """(stack, Disk): as on_disk, of a disk that the test makes slow or full."""
+    def make(**options):
+        s, disk = on_disk(start_sidecar=False, **options), Disk(workdir)
+        s.sidecar.env = disk.env
+        s.sidecar.start()
+        s.wait_linked()
+        return s, disk
+    return make
+
+
 def waits(s):
     return s.status()["total"]["waits"]
 
@@ -106,15 +118,11 @@ def test_a_wait_ends_by_the_disk_while_kafka_is_away(on_disk, hanging):
     assert rows(s.spool) == (0, 0)
 
 
-def test_the_source_sees_the_end_only_after_the_sync(on_disk, workdir, source):
+def test_the_source_sees_the_end_only_after_the_sync(on_slow_disk, source):
     """A disk whose sync takes long; requests that do not wait are not slower."""
-    disk = Disk(workdir)
     seen = []
     source.answer = lambda r: seen.append(time.monotonic()) or Response()
-    s = on_disk(start_sidecar=False)
-    s.sidecar.env = disk.env
-    s.sidecar.start()
-    s.wait_linked()
+    s, disk = on_slow_disk()
     with Session(s) as c, Session(s) as plain:
         c.request("POST", "/first", body=b"x")
         disk.slow(0.4)
@@ -138,16 +146,13 @@ def test_the_source_sees_the_end_only_after_the_sync(on_disk, workdir, source):
 
 
 @pytest.mark.parametrize("location", ["", "proxy_request_buffering off;"])
-def test_over_http_2_and_unbuffered_too(on_disk, workdir, source, location):
+def test_over_http_2_and_unbuffered_too(on_slow_disk, source, location):
     """The end, not the head: an unbuffered body is on its way while it waits."""
-    disk, port = Disk(workdir), free_port()
+    port = free_port()
     seen = []
     source.answer = lambda r: seen.append(time.monotonic()) or Response()
-    s = on_disk(start_sidecar=False, location=location,
-                server=f"listen 127.0.0.1:{port} http2;")
-    s.sidecar.env = disk.env
-    s.sidecar.start()
-    s.wait_linked()
+    s, disk = on_slow_disk(location=location,
+                           server=f"listen 127.0.0.1:{port} http2;")
     with Session(s) as c, Client2(port) as c2:
         c.request("POST", "/first", body=b"x")
         disk.slow(0.4)
@@ -163,12 +168,8 @@ def test_over_http_2_and_unbuffered_too(on_disk, workdir, source, location):
 
 
 def test_a_disk_of_seconds_does_not_hold_up_what_does_not_wait(
-        on_disk, workdir):
-    disk = Disk(workdir)
-    s = on_disk(start_sidecar=False)
-    s.sidecar.env = disk.env
-    s.sidecar.start()
-    s.wait_linked()
+        on_slow_disk):
+    s, disk = on_slow_disk()
     with Session(s) as c, Session(s) as plain:
         c.request("POST", "/first", body=b"x")
         disk.slow(6)
@@ -191,13 +192,8 @@ def test_a_disk_of_seconds_does_not_hold_up_what_does_not_wait(
 @pytest.mark.parametrize("error", [
     errno.ENOSPC, pytest.param(errno.EROFS, marks=pytest.mark.long)])
 def test_a_disk_that_takes_nothing_leaves_the_waits_to_kafka(
-        on_disk, workdir, hanging, error):
-    disk = Disk(workdir)
-    s = on_disk(start_sidecar=False,
-                server="capture_wait_timeout 120s;")
-    s.sidecar.env = disk.env
-    s.sidecar.start()
-    s.wait_linked()
+        on_slow_disk, hanging, error):
+    s, disk = on_slow_disk(server="capture_wait_timeout 120s;")
     with Session(s) as c:
         assert c.request("POST", "/before", body=b"x").status == 200
         disk.fails(error)
